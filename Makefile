@@ -1,0 +1,28 @@
+# make distill: install into .venv and run the digits job.  make test: run the tests.
+PYTHON ?= python3
+WORKDIR ?= out/digits
+BIN = .venv/bin
+
+.PHONY: distill test lint clean
+
+distill: .venv/installed
+	$(BIN)/python -m ot_dd.distill --config=configs/digits.py --workdir=$(WORKDIR)
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv out build *.egg-info
+
+.venv/installed: requirements.lock requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ot-dd needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e ".[dev]"
+	touch $@

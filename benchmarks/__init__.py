@@ -1,0 +1,1 @@
+"""Measurements that produce the figures in docs: timings and tuning trials."""

@@ -1,0 +1,1 @@
+"""Configs: each file's docstring says what it reproduces, where and with which command."""

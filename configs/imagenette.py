@@ -1,0 +1,26 @@
+r"""ImageNette (10 ImageNet-1K classes, by wnid) at the paper's settings, ResNetAP-10.
+
+Published (Cui et al.), IPC 10, hard labels: ConvNet-6 67.0, ResNetAP-10 68.0,
+ResNet-18 69.1; all terms with soft labels: 74.5, 77.8, 79.0.
+Data: class folders of ImageNet's own training images, not the smaller fast.ai
+tarballs. Switches: `debug` (generated images, minutes on a CPU), `ipc50`.
+
+COMMAND: python -m ot_dd.distill --config=configs/imagenette.py \
+    --config.data.source=image_folder:/data/imagenette
+"""
+
+from configs import paper
+from ot_dd.config import parse_arg
+
+
+def get_config(arg=None):
+    """Returns the config."""
+    switches = parse_arg(arg, "debug", "ipc50")
+    config = paper.base("imagenette", num_classes=10)
+    config.data.source = "image_folder:imagenette"
+    if "ipc50" in switches:
+        config.ipc = 50
+    config.student.model = "resnet_ap10"
+    config.student.batch_size = 50
+    config.student.steps = 300 * config.ipc * 10 // 50
+    return paper.shrink(config, classes=4) if "debug" in switches else config

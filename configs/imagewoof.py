@@ -1,0 +1,25 @@
+r"""ImageWoof (10 ImageNet-1K classes, by wnid) at the paper's settings, ResNetAP-10.
+
+No published figure of the method; IGD's repository has k = 5, gamma = 120 for it.
+Data: class folders of ImageNet's own training images, not the smaller fast.ai
+tarballs. Switches: `debug` (generated images, minutes on a CPU), `ipc50`.
+
+COMMAND: python -m ot_dd.distill --config=configs/imagewoof.py \
+    --config.data.source=image_folder:/data/imagewoof
+"""
+
+from configs import paper
+from ot_dd.config import parse_arg
+
+
+def get_config(arg=None):
+    """Returns the config."""
+    switches = parse_arg(arg, "debug", "ipc50")
+    config = paper.base("imagewoof", num_classes=10)
+    config.data.source = "image_folder:imagewoof"
+    if "ipc50" in switches:
+        config.ipc = 50
+    config.student.model = "resnet_ap10"
+    config.student.batch_size = 50
+    config.student.steps = 300 * config.ipc * 10 // 50
+    return paper.shrink(config, classes=4) if "debug" in switches else config

@@ -1,0 +1,71 @@
+"""What the paper's full-size runs share (Cui et al., NeurIPS 2025; IGD; EDC; SinKD).
+
+Sampling: DiT-XL/2 at 256 x 256, 50 DDPM steps, guidance 4 on the first 3 of 4 latent
+channels; influence, deviation and transport guidance one sample at a time within steps
+30 to 45; mean-l1 cost, epsilon 0.1, 20 Sinkhorn iterations, 200 real latents a class.
+Students: EDC's recipe (CE 0.025, MSE 1, AdamW 1e-3, smoothing cosine, EMA 0.99).
+The paper does not print beta_1, beta_2, T(IPC): `transport.strength`, `ot_weight` and
+`teachers_by_ipc` are the best-supported guesses. `refine` is this project's own step
+and off here.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def base(name: str, num_classes: int) -> ConfigDict:
+    """Returns the paper's settings for a data set of 256 x 256 images."""
+    config = common.base(name)
+    config.data.image_size = 256
+    config.data.augment.jitter = 0.0
+    config.autoencoder.options = dict(
+        channels=(128, 256, 512, 512), latent_channels=4, blocks=2, groups=32
+    )
+    config.autoencoder.kl_weight, config.autoencoder.steps = 1e-6, 400_000
+    config.denoiser.options = dict(patch=2, dim=1152, depth=28, heads=16)
+    config.denoiser.parametrization = "epsilon_sigma"
+    config.denoiser.guidance_scale, config.denoiser.cfg_channels = 4.0, 3
+    config.denoiser.steps, config.denoiser.batch_size = 400_000, 256
+    config.denoiser.learning_rate, config.denoiser.ema = 1e-4, 0.9999
+    config.teachers.models = ("resnet18", "mobilenet_v2", "alexnet", "wide_resnet50_2")
+    config.teachers.steps = 50 * 1300 * num_classes // 256
+    config.teachers.batch_size, config.teachers.save_every = 256, 5000
+    config.surrogate.model = "convnet6"
+    config.surrogate.epochs = 50
+    config.surrogate.steps = 50 * 1300 * num_classes // 64
+    config.sampler.update(dict(name="ddpm", num_steps=50, group=1, class_batch=10))
+    window = (30, 45)
+    config.guidance.influence.update(dict(strength=5.0, window=window))
+    config.guidance.deviation.update(dict(strength=120.0, window=window))
+    config.guidance.transport.update(
+        dict(
+            strength=5.0, window=window, normalise="rms", cost_fn="mean_l1",
+            epsilon=0.1, epsilon_unit="absolute", num_iters=20, space="noisy",
+            num_real=200,
+        )
+    )  # fmt: skip
+    config.refine.steps = 0
+    config.lia.teachers_by_ipc = ((1, 1), (10, 2), (50, 4))
+    config.student.model, config.student.learning_rate = "resnet18", 1e-3
+    config.student.ot_weight = 0.1
+    config.student.steps = 300 * config.ipc * num_classes // 100
+    config.student.evaluations = 10
+    return config
+
+
+def shrink(config: ConfigDict, classes: int, size: int = 64) -> ConfigDict:
+    """Turns a paper config into its `:debug` size, on generated images."""
+    config = common.shrink(config)
+    config.data.source = f"synthetic:classes={classes},size={size},n=12"
+    config.data.image_size = size
+    config.autoencoder.options = dict(channels=(8, 8, 8), latent_channels=4, groups=4)
+    config.denoiser.options = dict(patch=2, dim=16, depth=2, heads=2)
+    config.teachers.models = ("resnet18", "convnet3")
+    config.teachers.options = dict(resnet18=dict(width=4), convnet3=dict(width=4))
+    config.surrogate.model, config.surrogate.options = "convnet3", dict(width=4)
+    config.student.model, config.student.options = "convnet3", dict(width=4)
+    config.lia.teachers_by_ipc = ((1, 1), (2, 2))
+    config.study.baselines, config.study.ablations = ("random", "diffusion"), ()
+    config.study.num_sets = config.study.num_students = 1
+    return config

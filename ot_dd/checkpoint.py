@@ -1,0 +1,87 @@
+"""Orbax behind one small class: the only file that knows its API."""
+
+import json
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class Checkpoints:
+    """Checkpoints of one training run, and a note that it has finished.
+
+    A tree is restored into the shapes and shardings of an example tree, so a run can
+    go on with another number of devices.
+
+    Attributes:
+      directory: where steps lie, one folder a step; only the newest is kept.
+    """
+
+    def __init__(self, directory: Path):
+        """Opens (or creates) the checkpoints below `directory`."""
+        self.directory = Path(directory).absolute()
+        self._manager = ocp.CheckpointManager(
+            self.directory / "steps",
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=1, create=True, enable_async_checkpointing=True
+            ),
+        )
+
+    def save(self, step: int, tree: Any) -> None:
+        """Saves a tree of arrays as `step`; returns while it is being written."""
+        self._manager.save(step, args=ocp.args.StandardSave(tree))
+
+    def restore(self, example: Any) -> Any | None:
+        """Returns the newest tree, placed like `example`, or None if there is none."""
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, example)
+        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+
+    def finish(self, note: dict) -> None:
+        """Waits for pending writes, then marks the run as finished with `note`."""
+        self._manager.wait_until_finished()
+        write_json(self.directory / "finished.json", note)
+
+    def finished(self) -> dict | None:
+        """Returns the note of `finish`, or None while the run is not complete."""
+        return read_json(self.directory / "finished.json")
+
+    def close(self) -> None:
+        """Waits for pending writes and closes the manager."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never a part."""
+    text = json.dumps(value, indent=1, sort_keys=False, allow_nan=False)
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path) -> Any | None:
+    """Returns the JSON of a file, or None where there is none."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_atomic(path: Path, write) -> None:
+    """Calls `write(binary_file)` on a temporary file, syncs it, renames it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

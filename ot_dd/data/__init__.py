@@ -1,0 +1,26 @@
+"""Data: labelled images in memory, and augmentations that replay from a key.
+
+`sources` reads a data set into uint8 NumPy arrays with fixed splits and never imports
+TensorFlow. `augment` draws random crops, flips, colour jitter and CutMix as a small
+tuple of parameters, and applies it on the device.
+"""
+
+from ot_dd.data.augment import (
+    AugmentConfig,
+    AugmentParams,
+    apply,
+    augment,
+    sample_params,
+)
+from ot_dd.data.sources import Dataset, Images, load
+
+__all__ = [
+    "AugmentConfig",
+    "AugmentParams",
+    "Dataset",
+    "Images",
+    "apply",
+    "augment",
+    "load",
+    "sample_params",
+]

@@ -1,0 +1,137 @@
+"""The whole pipeline: real images to a distilled set, trained students and a report.
+
+    python -m ot_dd.distill [--config=configs/digits.py] [--workdir=DIR]
+                            [--stages=sample,relabel] [--config.ipc=10]
+
+Reads like a table of contents: prepare, sample, refine, relabel, train, report. Every
+stage keeps what it makes in the work directory; the same command again goes on where
+it stopped, and a changed field makes only what depends on it.
+"""
+
+import os
+
+# Before JAX: the C++ side logs an internal notice for every compiled CPU program.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# LLVM's higher levels double the compile time of CPU programs and gain nothing here:
+# the arithmetic is in Eigen's convolutions and matrix products.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+
+import sys
+import time
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from ot_dd.config import ConfigError, validate
+
+_ROOT = Path(__file__).resolve().parent.parent
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    str(_ROOT / "configs" / "digits.py"),
+    "The run's config; `file.py:switch` passes a switch, such as :debug.",
+    lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "", "Where everything is kept; default out/<name of the config>."
+)
+_STAGES = flags.DEFINE_list(
+    "stages", [], "Run only these stages, on what earlier runs prepared; default all."
+)
+
+
+def run(config, workdir: Path, stages: tuple[str, ...] = ()) -> dict:
+    """Runs the pipeline.
+
+    Args:
+      config: a locked config.
+      workdir: the work directory.
+      stages: names from `plan.STAGES`; empty is all. The earlier stages are restored
+        from what is there, and are an error if they are not.
+
+    Returns:
+      What `results.json` holds.
+
+    Raises:
+      ConfigError: for a config or stage name that cannot be.
+    """
+    from ot_dd.parallel import data_mesh
+    from ot_dd.stages import plan
+    from ot_dd.stages.distilled import write_distilled
+    from ot_dd.stages.prepare import describe, prepare
+    from ot_dd.stages.results import write_config, write_results
+    from ot_dd.stages.study import distil, run_study
+    from ot_dd.workdir import WorkDir
+
+    for stage in stages:
+        if stage not in plan.STAGES:
+            raise ConfigError(
+                f"--stages names {stage!r}; the stages are {', '.join(plan.STAGES)}"
+            )
+    validate(config)
+    last = max((plan.STAGES.index(stage) for stage in stages), default=len(plan.STAGES))
+    work = WorkDir(workdir)
+    write_config(work, describe(config))
+    banner = _Banner(work, stages)
+
+    banner("prepare", "data, autoencoder, denoiser, teachers, surrogate")
+    prepared = prepare(config, work)
+    if last < plan.STAGES.index("sample"):
+        return {}
+    mesh = data_mesh()
+    banner("sample, refine", "latents steered, then moved, by optimal transport")
+    product = distil(config, work, prepared, seed=0, mesh=mesh, refined=last > 1)
+    if last < plan.STAGES.index("relabel"):
+        return {}
+    banner("relabel", "soft labels by the teacher ensemble; writes distilled/")
+    labels = write_distilled(config, work, prepared, product)
+    if last < plan.STAGES.index("train"):
+        return {}
+    banner("train", "students of this set, its ablations and the baselines")
+    study = run_study(config, work, prepared, mesh)
+    banner("report", "results.json and report.html")
+    results = write_results(config, work, prepared, study, labels)
+    banner.end()
+    return results
+
+
+class _Banner:
+    """Says which stage begins, and at the end how long all took."""
+
+    def __init__(self, work, stages):
+        self._work, self._start = work, time.monotonic()
+        if stages:
+            work.metrics.say(f"stages: {', '.join(stages)} (earlier ones are restored)")
+
+    def __call__(self, stage, what):
+        elapsed = time.monotonic() - self._start
+        self._work.metrics.say(f"[{elapsed:6.1f} s] {stage}: {what}")
+
+    def end(self):
+        elapsed = time.monotonic() - self._start
+        self._work.metrics.say(f"[{elapsed:6.1f} s] done")
+
+
+def main(argv):
+    """Parses the flags and runs; a wrong config is one line and exit code 2."""
+    if len(argv) > 1:
+        print(f"unexpected argument {argv[1]!r}: see --help", file=sys.stderr)
+        return 2
+    logging.set_verbosity(logging.WARNING)
+    config = _CONFIG.value
+    workdir = Path(_WORKDIR.value or Path("out") / config.name)
+    try:
+        run(config, workdir, tuple(_STAGES.value))
+    except (ValueError, FileNotFoundError) as error:
+        if os.environ.get("OT_DD_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)

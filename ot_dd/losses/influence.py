@@ -1,0 +1,30 @@
+"""Gradient matching, the influence term of IGD (Chen et al., ICLR 2025)."""
+
+import jax
+import jax.numpy as jnp
+
+
+def gradient_cosine_distance(
+    loss_fn, params, images: jax.Array, labels: jax.Array, target: jax.Array
+) -> jax.Array:
+    """Returns one minus the cosine of a synthetic and a real parameter gradient.
+
+    Args:
+      loss_fn: `(params, images, labels) -> scalar`, the training loss.
+      params: parameters at which both gradients are taken.
+      images: synthetic images `[n, h, w, c]`; their mean loss is differentiated.
+      labels: classes `[n]`.
+      target: the mean real gradient, flattened `[p]` (`ravel_gradient`'s order).
+
+    Returns:
+      The distance in `[0, 2]`, scalar, with a gradient in `images`.
+    """
+    gradient = ravel_gradient(loss_fn, params, images, labels)
+    norms = jnp.sum(gradient**2) * jnp.sum(target**2)
+    return 1.0 - jnp.vdot(gradient, target) * jax.lax.rsqrt(norms + 1e-20)
+
+
+def ravel_gradient(loss_fn, params, images, labels) -> jax.Array:
+    """Returns the gradient of `loss_fn` in `params` as one vector `[p]`."""
+    gradients = jax.grad(loss_fn)(params, images, labels)
+    return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradients)])

@@ -1,0 +1,69 @@
+"""Progress for people (one line, rate and time left) and metrics for machines."""
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+
+class Stopped(Exception):
+    """Raised inside a job when the run that started it has ended."""
+
+
+class Metrics:
+    """Appends metrics to `metrics.jsonl` and shows progress on standard error.
+
+    On a terminal one line is rewritten; elsewhere a job prints a line at most every
+    `interval` seconds. Jobs in several threads may share one object.
+
+    Attributes:
+      stop: once set, `progress` raises `Stopped`: that is how jobs in threads end.
+    """
+
+    def __init__(self, path: Path, interval: float = 10.0):
+        """Opens `path` for appending; parents must exist."""
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115 - lives with the run
+        self._interval = interval
+        self._terminal = sys.stderr.isatty()
+        self._jobs: dict[str, dict] = {}
+        self._lock = threading.Lock()
+        self.stop = threading.Event()
+
+    def write(self, name: str, step: int, **scalars: float) -> None:
+        """Appends one line of scalars."""
+        row = {"time": round(time.time(), 3), "name": name, "step": int(step)}
+        row.update({key: float(value) for key, value in scalars.items()})
+        self._file.write(json.dumps(row) + "\n")
+
+    def progress(self, name: str, done: int, total: int, note: str = "") -> None:
+        """Shows how far `name` is, its rate and the time left."""
+        if self.stop.is_set():
+            raise Stopped(name)
+        now = time.monotonic()
+        job = self._jobs.setdefault(name, {"start": now, "first": done, "shown": 0.0})
+        last = done >= total
+        interval = 0.2 if self._terminal else self._interval
+        if not last and now - job["shown"] < interval:
+            return
+        job["shown"] = now
+        elapsed, steps = now - job["start"], done - job["first"]
+        rate = steps / elapsed if elapsed > 0 and steps else 0.0
+        left = f", {(total - done) / rate:.0f} s left" if rate and not last else ""
+        pace = f"{rate:.1f}/s" if rate >= 0.1 else f"{1 / max(rate, 1e-9):.0f} s each"
+        speed = f" ({pace}{left})" if rate else ""
+        line = f"  {name}: {done}/{total}{speed} {note}".rstrip()
+        end = "\n" if last or not self._terminal else ""
+        start = "\r\x1b[K" if self._terminal else ""
+        with self._lock:
+            print(start + line, end=end, file=sys.stderr, flush=True)
+        if last:
+            self._jobs.pop(name, None)
+
+    def say(self, text: str) -> None:
+        """Prints one line."""
+        print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()

@@ -1,0 +1,293 @@
+"""Entropic optimal transport (Cuturi 2013; Peyre & Cuturi 2019; Schmitzer 2019)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ot_dd.ot import _checks, _ott
+from ot_dd.ot._costs import CostFn, cost_matrix
+from ot_dd.ot._geometry import Dense, Points, Problem, target_marginal
+from ot_dd.ot._iterations import Options, iterate
+
+
+class OTResult(NamedTuple):
+    """What a solver returns; a pytree of arrays, so it jits, vmaps and scans.
+
+    Attributes:
+      value: the regularised cost, scalar: the dual objective, which is `<P, C> +
+        epsilon KL(P | a b^T)` (and the penalties of an unbalanced problem) at
+        convergence and below it before.
+      value_linear: the transport part `<P, C>`, scalar.
+      potentials: the dual potentials `(f [n], g [m])`, in units of the cost, with
+        `P = a b^T exp((f + g - C) / epsilon)`; defined at zero-weight points too.
+        None from a low-rank solver.
+      marginal_error: total variation `sum |P 1 - a| + sum |P^T 1 - b|`; in an
+        unbalanced problem, from the marginals that optimal potentials would have.
+      n_iters: iterations run.
+      converged: whether `marginal_error` is at most `threshold` (of the total mass);
+        false, too, for a result that is not finite.
+      coupling: what `plan` is made from.
+    """
+
+    value: jax.Array
+    value_linear: jax.Array
+    potentials: tuple[jax.Array, jax.Array] | None
+    marginal_error: jax.Array
+    n_iters: jax.Array
+    converged: jax.Array
+    coupling: Any
+
+    @property
+    def plan(self) -> jax.Array:
+        """The transport plan `P [n, m]`, computed when it is asked for."""
+        matrix = type(self.coupling).matrix
+        for _ in range(self.value.ndim):  # A result that came out of `vmap`.
+            matrix = jax.vmap(matrix)
+        return matrix(self.coupling)
+
+
+class Gibbs(NamedTuple):
+    """The plan that belongs to potentials."""
+
+    geometry: Dense | Points
+    potentials: tuple[jax.Array, jax.Array]
+    a: jax.Array
+    b: jax.Array
+    epsilon: jax.Array
+
+    def matrix(self) -> jax.Array:
+        problem = Problem(self.a, self.b, self.epsilon, 1.0, 1.0)
+        return self.geometry.plan(*self.potentials, problem)
+
+
+def solve(
+    cost: jax.Array,
+    a: jax.Array | None = None,
+    b: jax.Array | None = None,
+    *,
+    epsilon: float | jax.Array,
+    num_iters: int | None = None,
+    threshold: float = 1e-3,
+    max_iters: int = 2000,
+    init: tuple[jax.Array, jax.Array] | None = None,
+    tau_a: float = 1.0,
+    tau_b: float = 1.0,
+    grad: str = "envelope",
+    method: str = "auto",
+    solver: str = "sinkhorn",
+    **ott_options,
+) -> OTResult:
+    """Solves entropic OT between two weighted point sets given their costs.
+
+    Points of zero weight take no part, which is how padding and masks are written.
+    The values and gradients are those of Sinkhorn's iterations in exact arithmetic,
+    whatever the method.
+
+    Args:
+      cost: cost matrix `[n, m]`; an ott-jax geometry with `solver="ott"`.
+      a: weights `[n]`, default uniform `1/n`.
+      b: weights `[m]`, default uniform `1/m`.
+      epsilon: entropic regularisation, in units of the cost; may be traced.
+      num_iters: run exactly this many iterations, a loop of fixed length. Without
+        it, iterate until `threshold` or `max_iters`.
+      threshold: marginal error, as a share of the total mass, that counts as
+        converged.
+      max_iters: the limit when `num_iters` is not given.
+      init: potentials `(f, g)` to start from.
+      tau_a: `rho / (rho + epsilon)` for a KL penalty `rho` on the row marginal; 1
+        is the balanced problem.
+      tau_b: the same for the column marginal.
+      grad: `"envelope"` differentiates with the plan held fixed (exact for `value` at
+        convergence), `"unroll"` goes through the iterations (needs `num_iters`;
+        rematerialised: memory grows by some vectors an iteration, not by a matrix),
+        `"none"` stops gradients.
+      method: `"log"` iterates in the log domain, safe at any epsilon. `"kernel"`
+        iterates by matrix-vector products with a stabilised kernel, several times
+        faster, and stops where it leaves the range of a kernel: `marginal_error` and
+        `converged` tell. `"auto"` runs the kernel and repeats in the log domain what
+        went out of range (a guard of variable length: with unrolled gradients `"auto"`
+        means `"log"`).
+      solver: `"sinkhorn"`, or `"ott"` for ott-jax's solvers (whose unbalanced problems
+        are regularised by the plan's entropy instead of `KL(P | a b^T)`).
+      **ott_options: with `solver="ott"`, keywords of `ott.solvers.linear.solve`, such
+        as `rank=10` for its low-rank Sinkhorn.
+
+    Returns:
+      An `OTResult`. Inside `jit` nothing is raised: look at `converged`.
+
+    Raises:
+      ValueError: for mismatched shapes, unknown names, unrolling a loop of variable
+        length; outside `jit` also for values that are not finite, negative weights,
+        masses that differ in a balanced problem, and an epsilon that is not positive.
+    """
+    options = Options(
+        num_iters, threshold, max_iters, tau_a, tau_b, grad, method, b is not None
+    )
+    _checks.options(options, epsilon, solver, ott_options)
+    if solver == "ott":
+        return _ott.solve(cost, a, b, epsilon, options, init, ott_options, OTResult)
+    _checks.cost(cost)
+    a, b = _checks.weights(a, b, *cost.shape, cost.dtype, tau_a == tau_b == 1.0)
+    return _solve_dense(cost, a, b, epsilon, init, options=options)
+
+
+def solve_sample(
+    x: jax.Array,
+    y: jax.Array,
+    a: jax.Array | None = None,
+    b: jax.Array | None = None,
+    *,
+    cost_fn: CostFn = "sqeuclidean",
+    epsilon: float | jax.Array,
+    block_size: int | None = None,
+    num_iters: int | None = None,
+    threshold: float = 1e-3,
+    max_iters: int = 2000,
+    init: tuple[jax.Array, jax.Array] | None = None,
+    tau_a: float = 1.0,
+    tau_b: float = 1.0,
+    grad: str = "envelope",
+    method: str = "auto",
+    solver: str = "sinkhorn",
+    **ott_options,
+) -> OTResult:
+    """Solves entropic OT between two point clouds.
+
+    Args:
+      x: points `[n, d]`.
+      y: points `[m, d]`.
+      a: weights `[n]`, default uniform.
+      b: weights `[m]`, default uniform.
+      cost_fn: see `cost_matrix`. A callable is compiled for: pass the same object.
+      epsilon: entropic regularisation, in units of the cost.
+      block_size: rows of the cost matrix in memory at a time: value and gradient in
+        `O(n + m)` memory, at the price of computing the costs in every iteration.
+        Without it the matrix is held.
+      num_iters: see `solve`, as all that follow.
+      threshold: see `solve`.
+      max_iters: see `solve`.
+      init: see `solve`.
+      tau_a: see `solve`.
+      tau_b: see `solve`.
+      grad: see `solve`.
+      method: see `solve`.
+      solver: see `solve`.
+      **ott_options: see `solve`.
+
+    Returns:
+      An `OTResult`; `value` has a gradient in `x`, `y`, `a` and `b`.
+
+    Raises:
+      ValueError: see `solve`.
+    """
+    options = Options(
+        num_iters, threshold, max_iters, tau_a, tau_b, grad, method, b is not None
+    )
+    _checks.options(options, epsilon, solver, ott_options)
+    _checks.points(x, y, block_size)
+    if solver == "ott":
+        if block_size is not None:
+            raise ValueError("block_size must be None with solver='ott'")
+        cost = _ott.point_cloud(x, y, cost_fn)
+        cost = cost_matrix(x, y, cost_fn) if cost is None else cost
+        return _ott.solve(cost, a, b, epsilon, options, init, ott_options, OTResult)
+    n, m = len(x), len(y)
+    balanced = tau_a == tau_b == 1.0
+    a, b = _checks.weights(a, b, n, m, jnp.result_type(x, y), balanced)
+    return _solve_points(
+        x, y, a, b, epsilon, init, cost_fn=cost_fn, block_size=block_size,
+        options=options,
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def _solve_dense(cost, a, b, epsilon, init, *, options):
+    cost = cost.astype(jnp.promote_types(cost.dtype, jnp.float32))
+    return run(Dense(cost), a, b, epsilon, init, options)
+
+
+@functools.partial(jax.jit, static_argnames=("cost_fn", "block_size", "options"))
+def _solve_points(x, y, a, b, epsilon, init, *, cost_fn, block_size, options):
+    if block_size is None:
+        return run(Dense(cost_matrix(x, y, cost_fn)), a, b, epsilon, init, options)
+    n = len(x)
+    x, a, init = pad_rows(x, a, init, block_size)
+    result = run(Points(x, y, cost_fn, block_size), a, b, epsilon, init, options)
+    return crop_rows(result, n)
+
+
+def pad_rows(x, a, init, multiple):
+    """Pads `x`, `a` and the row potentials with points of zero weight."""
+    extra = -len(x) % multiple
+    if not extra:
+        return x, a, init
+    # Copies of a real point: costs, and so potentials, stay as they are elsewhere.
+    x = jnp.concatenate([x, jnp.broadcast_to(x[:1], (extra, x.shape[1]))])
+    a = jnp.concatenate([a, jnp.zeros((extra,), a.dtype)])
+    if init is not None:
+        init = (jnp.concatenate([init[0], jnp.zeros((extra,), init[0].dtype)]), init[1])
+    return x, a, init
+
+
+def crop_rows(result: OTResult, n: int) -> OTResult:
+    """Returns the result without the rows that `pad_rows` added."""
+    f, g = result.potentials
+    gibbs = result.coupling
+    geometry = dataclasses.replace(gibbs.geometry, x=gibbs.geometry.x[:n])
+    gibbs = gibbs._replace(geometry=geometry, potentials=(f[:n], g), a=gibbs.a[:n])
+    return result._replace(potentials=(f[:n], g), coupling=gibbs)
+
+
+def run(geometry, a, b, epsilon, init, options: Options) -> OTResult:
+    """Solves the problem of a geometry; the part that all entry points share."""
+    leaf = jax.tree.leaves(geometry)[0]
+    dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+    a, b, epsilon = (jnp.asarray(v, dtype) for v in (a, b, epsilon))
+    if options.grad == "none":
+        geometry, a, b = jax.lax.stop_gradient((geometry, a, b))
+    problem = Problem(a, b, epsilon, options.tau_a, options.tau_b)
+    if init is not None:
+        init = tuple(jnp.asarray(v, dtype) for v in init)
+    envelope = options.grad != "unroll"
+    held = (geometry, problem, init)
+    if envelope:
+        arrays, rest = (geometry, problem[:3], init), problem[3:]
+        arrays = jax.lax.stop_gradient(arrays)
+        held = (arrays[0], Problem(*arrays[1], *rest), arrays[2])
+    f, g, n_iters = iterate(*held, options)
+    totals = geometry.totals(f, g, problem, envelope)
+    value = (
+        geometry.sum(_dual_term(f, a, epsilon, options.tau_a))
+        + _dual_term(g, b, epsilon, options.tau_b)
+        - epsilon * (totals.mass - geometry.sum(a.sum()) * b.sum())
+    )
+    wanted = (
+        target_marginal(a, f, epsilon, options.tau_a),
+        target_marginal(b, g, epsilon, options.tau_b),
+    )
+    error = jnp.abs(totals.rows - wanted[0])
+    error = geometry.sum(error.sum()) + jnp.abs(totals.columns - wanted[1]).sum()
+    error = jax.lax.stop_gradient(error)
+    mass = jnp.maximum(geometry.sum(a.sum()), b.sum())
+    return OTResult(
+        value=value,
+        value_linear=totals.linear,
+        potentials=(f, g),
+        marginal_error=error,
+        n_iters=n_iters,
+        # A comparison that NaN fails.
+        converged=(error <= options.threshold * mass) & jnp.isfinite(value),
+        coupling=Gibbs(geometry, (f, g), a, b, epsilon),
+    )
+
+
+def _dual_term(potential, weights, epsilon, tau):
+    if tau != 1.0:
+        rho = epsilon * tau / (1.0 - tau)
+        potential = -rho * jnp.expm1(-potential / rho)
+    return jnp.where(weights > 0, weights * potential, 0.0).sum()

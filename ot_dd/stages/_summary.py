@@ -1,0 +1,337 @@
+"""From one record per trained student to means, spreads and paired differences.
+
+A set differs from another by its own seed (which images, which sampling noise) and each
+student by its initialisation. Two students trained on one set are not two independent
+observations of the method, so intervals are taken over set seeds where there are
+several, as in a cluster-robust comparison (Cameron and Miller, 2015).
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+METHOD = "ot_dd"
+LABELS = ("hard", "soft")
+VARIANTS = {
+    "no_lia": "without LIA",
+    "no_otm": "without OT matching",
+    "identity_plan": "identity plan instead of OT",
+}
+
+
+class Statistic(NamedTuple):
+    """Mean and sample deviation (n - 1; None for one run), accuracies in percent."""
+
+    mean: float
+    std: float | None
+    count: int
+
+    def __str__(self):
+        spread = "" if self.std is None else f" ± {self.std:.1f}"
+        return f"{self.mean:.1f}{spread}"
+
+
+class Difference(NamedTuple):
+    """A paired difference of accuracies in percentage points.
+
+    `low` and `high` bound its 95 % Student interval; like `standard_error` they are
+    None when there is a single pair. `unit` says what the interval generalises over.
+    """
+
+    mean: float
+    standard_error: float | None
+    low: float | None
+    high: float | None
+    pairs: int
+    unit: str
+
+    @property
+    def verdict(self) -> str:
+        """Better or worse only where the 95 % interval excludes zero."""
+        if self.low is not None and self.low > 0:
+            return "better"
+        if self.high is not None and self.high < 0:
+            return "worse"
+        return "no clear difference"
+
+    def __str__(self):
+        spread = "" if self.standard_error is None else f" ± {self.standard_error:.1f}"
+        return f"{signed(self.mean)}{spread}"
+
+
+class Outcome(NamedTuple):
+    """What the students of one set reached with one kind of labels."""
+
+    accuracy: Statistic
+    best: Statistic | None
+    runs: tuple[float, ...]
+    difference: Difference | None  # from the reference set, None for itself
+
+
+class Row(NamedTuple):
+    """One line of the results table."""
+
+    set: str
+    variant: str
+    title: str
+    student: str
+    ipc: int
+    hard: Outcome | None
+    soft: Outcome | None
+    transport: float | None
+    image_bytes: int | None
+    soft_label_bytes: int | None
+
+
+class Headline(NamedTuple):
+    """The outcome in one sentence, what supports it, and the verdict in two words."""
+
+    text: str
+    details: tuple[str, ...]
+    verdict: str
+
+
+def is_ablation(name: str) -> bool:
+    """Tells sets of the method less one part from baselines."""
+    return name.startswith("no_")
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Returns sets in their order, but the method's ablations right after it."""
+    names = list(names)
+    if METHOD not in names:
+        return names
+    own = [n for n in names if is_ablation(n)]
+    others = [n for n in names if n not in own]
+    after = others.index(METHOD) + 1
+    return others[:after] + own + others[after:]
+
+
+def signed(points: float) -> str:
+    """Formats a difference in points with a typographic sign."""
+    text = f"{points:+.1f}".replace("-", "−")
+    return "0.0" if text in ("+0.0", "−0.0") else text
+
+
+def statistic(values: Iterable[float]) -> Statistic | None:
+    """Summarises finite values; None when there are none."""
+    values = [float(v) for v in values if v is not None and math.isfinite(v)]
+    if not values:
+        return None
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Statistic(float(np.mean(values)), std, len(values))
+
+
+def find_reference(names: Iterable[str]) -> str | None:
+    """Returns the set of random real images: `random`, `random_real`, or alike."""
+    names = list(names)
+    preferred = [n for n in ("random", "random_real") if n in names]
+    return next(iter(preferred + [n for n in names if n.startswith("random")]), None)
+
+
+def short_title(name: str, sets: Mapping | None = None) -> str:
+    """Returns a set's title up to its parenthesis or colon, or its name in words."""
+    title = str((sets or {}).get(name, {}).get("title") or "")
+    fallback = "ot-dd" if name == METHOD else name.replace("_", " ")
+    return re.split(r" \(|: ", title)[0] or fallback
+
+
+def paired_difference(
+    first: Mapping[tuple, float], second: Mapping[tuple, float]
+) -> Difference | None:
+    """Compares two sets of runs seed by seed, `first - second`.
+
+    Args:
+      first: accuracy in percent by (set seed, student seed).
+      second: the same for what it is compared with.
+
+    Returns:
+      The difference over the seeds both have, or None when they share none. With
+      several set seeds, students of one set are averaged before the interval is taken.
+    """
+    by_set: dict[int, list[float]] = {}
+    for seeds in sorted(first.keys() & second.keys()):
+        by_set.setdefault(seeds[0], []).append(first[seeds] - second[seeds])
+    if not by_set:
+        return None
+    several = len(by_set) > 1
+    units = [np.mean(v) for v in by_set.values()] if several else [*by_set.values()][0]
+    mean, pairs = float(np.mean(units)), sum(map(len, by_set.values()))
+    unit = "set seeds" if several else "student seeds"
+    if len(units) < 2:
+        return Difference(mean, None, None, None, pairs, unit)
+    error = float(np.std(units, ddof=1) / math.sqrt(len(units)))
+    half = error * float(stats.t.ppf(0.975, len(units) - 1))
+    return Difference(mean, error, mean - half, mean + half, pairs, unit)
+
+
+def group_runs(records: Iterable[Mapping], field: str = "accuracy") -> dict:
+    """Groups accuracies in percent, in the order in which they first appear.
+
+    Returns:
+      `{(student, ipc): {(set, variant): {labels: {(set_seed, student_seed): value}}}}`;
+      a run that was repeated counts once, as its last record.
+    """
+    grouped: dict = {}
+    for record in records:
+        value = record.get(field)
+        if value is None or not math.isfinite(value):
+            continue
+        sets = grouped.setdefault((record["student"], record["ipc"]), {})
+        kinds = sets.setdefault((record["set"], record.get("variant") or ""), {})
+        seeds = (record.get("set_seed", 0), record.get("student_seed", 0))
+        kinds.setdefault(record["labels"], {})[seeds] = 100.0 * value
+    return grouped
+
+
+def summarise(
+    records: Iterable[Mapping],
+    sets: Mapping | None = None,
+    *,
+    reference: str | None = None,
+) -> list[Row]:
+    """Turns records of trained students into the rows of the results table.
+
+    Args:
+      records: mappings with `set`, `labels`, `variant`, `student`, `ipc`, `set_seed`,
+        `student_seed`, `accuracy` in 0..1 and optionally `best_accuracy`.
+      sets: optional titles, transport distances and bytes by set; its order is kept.
+      reference: the set that differences are taken from, default random real images.
+
+    Returns:
+      Rows by student and IPC, then by set (ablations beside the method), then by
+      variant.
+    """
+    records, sets = list(records), sets or {}
+    reference = reference or find_reference(r["set"] for r in records)
+    best = group_runs(records, "best_accuracy")
+    order = {name: i for i, name in enumerate(ordered(sets))}
+    rows = []
+    for (student, ipc), runs in group_runs(records).items():
+        base = runs.get((reference, ""), {})
+        ranked = sorted(runs, key=lambda key: order.get(key[0], len(order)))
+        for name, variant in ranked:
+            outcomes = {}
+            for labels, accuracies in runs[name, variant].items():
+                own = (name, variant) == (reference, "")
+                at_best = best.get((student, ipc), {}).get((name, variant), {})
+                outcomes[labels] = Outcome(
+                    statistic(accuracies.values()),
+                    statistic(at_best.get(labels, {}).values()),
+                    tuple(accuracies.values()),
+                    None
+                    if own
+                    else paired_difference(accuracies, base.get(labels, {})),
+                )
+            about = sets.get(name) or {}
+            title = str(about.get("title") or short_title(name))
+            if variant:
+                how = VARIANTS.get(variant, variant.replace("_", " "))
+                title = f"{short_title(name, sets)}, {how}"
+            size = about.get("bytes") or {}
+            rows.append(
+                Row(
+                    set=name,
+                    variant=variant,
+                    title=title,
+                    student=student,
+                    ipc=ipc,
+                    hard=outcomes.get("hard"),
+                    soft=outcomes.get("soft"),
+                    transport=(about.get("transport") or {}).get("mean"),
+                    image_bytes=size.get("images"),
+                    soft_label_bytes=size.get("soft_labels"),
+                )
+            )
+    return rows
+
+
+def compare(
+    records: Iterable[Mapping], first: tuple[str, str], second: tuple[str, str]
+) -> list[tuple[str, int, str, Difference]]:
+    """Compares two (set, variant) wherever both were trained.
+
+    Returns:
+      (student, ipc, labels, difference) for each.
+    """
+    found = []
+    for (student, ipc), runs in group_runs(records).items():
+        for labels in LABELS:
+            one = runs.get(first, {}).get(labels, {})
+            two = runs.get(second, {}).get(labels, {})
+            difference = paired_difference(one, two)
+            if difference is not None:
+                found.append((student, ipc, labels, difference))
+    return found
+
+
+def headline(records: Iterable[Mapping], sets: Mapping | None = None) -> Headline:
+    """States the outcome in words that the numbers allow.
+
+    The sentence is about the first student and IPC, with hard labels when both sets
+    have them, since there only the images differ.
+    """
+    records = list(records)
+    rows = summarise(records, sets)
+    if not rows:
+        return Headline("No student has been trained yet.", (), "no result")
+    student, ipc = rows[0].student, rows[0].ipc
+    here = [r for r in rows if (r.student, r.ipc, r.variant) == (student, ipc, "")]
+    reference = find_reference(r.set for r in here)
+    others = [r for r in here if r.set != reference]
+    method = next((r for r in others if r.set == METHOD), None)
+    method = method or next(iter(others), (here or rows)[0])
+    base = next((r for r in here if r.set == reference), None)
+    name = short_title(method.set, sets)
+
+    def sentence(other, labels):
+        one, two = getattr(method, labels), getattr(other, labels)
+        runs = group_runs(records)[student, ipc]
+        difference = paired_difference(
+            runs[method.set, ""][labels], runs[other.set, ""][labels]
+        )
+        text = f"{name} {one.accuracy} vs {short_title(other.set, sets)} {two.accuracy}"
+        if difference is None:
+            return f"{text}: no seeds in common, so no paired difference", None
+        verdict = difference.verdict
+        ending = verdict if verdict == "no clear difference" else f"clearly {verdict}"
+        return f"{text}: {signed(difference.mean)} points, {ending}", difference
+
+    def shared(other):
+        return [k for k in LABELS if getattr(method, k) and getattr(other, k)]
+
+    if base is None or base is method or not shared(base):
+        labels = next(k for k in LABELS if getattr(method, k))
+        reached = getattr(method, labels).accuracy
+        text = f"{name} {reached} with {labels} labels, with nothing to compare it to"
+        return Headline(text, (), "no comparison")
+    labels = shared(base)[0]
+    text, difference = sentence(base, labels)
+    details = [f"{student}, {ipc} per class, {labels} labels. {_interval(difference)}"]
+    for other in shared(base)[1:]:
+        details.append(f"With {other} labels: {sentence(base, other)[0]}.")
+    rivals = [
+        r
+        for r in others
+        if r is not method and not is_ablation(r.set) and getattr(r, labels)
+    ]
+    if rivals:
+        rival = max(rivals, key=lambda r: getattr(r, labels).accuracy.mean)
+        details.append(f"Best other baseline: {sentence(rival, labels)[0]}.")
+    verdict = difference.verdict if difference else "no comparison"
+    return Headline(text, tuple(details), verdict)
+
+
+def _interval(difference: Difference | None) -> str:
+    if difference is None:
+        return ""
+    if difference.low is None:
+        return "A single pair of runs has no interval."
+    return (
+        f"Paired 95 % interval {signed(difference.low)} to {signed(difference.high)} "
+        f"over {difference.unit} ({difference.pairs} pairs of runs)."
+    )

@@ -1,0 +1,129 @@
+"""The product on disk: images by class, soft labels, and what they came from.
+
+`images/<class>/<index>.png` is an ImageFolder as it is; `dataset.json` describes it.
+"""
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ot_dd.checkpoint import read_json, write_atomic, write_json
+from ot_dd.config import to_dict
+from ot_dd.stages.artifacts import ImageSet, Prepared
+from ot_dd.stages.relabel import SoftLabels, relabel, view_parameters
+from ot_dd.stages.study import choose_teachers
+from ot_dd.workdir import WorkDir
+
+
+def write_distilled(
+    config, workdir: WorkDir, prepared: Prepared, product: ImageSet
+) -> SoftLabels:
+    """Relabels the product and writes `distilled/`.
+
+    Args:
+      config: the whole config.
+      workdir: `distilled/` is written below it.
+      prepared: teachers and provenance.
+      product: the full method's set.
+
+    Returns:
+      The soft labels.
+    """
+    teachers = choose_teachers(config, workdir, prepared)
+    soft = relabel(config, workdir, prepared, product, teachers=teachers)
+    root = workdir.path / "distilled"
+    names = class_folders(prepared.dataset.class_names)
+    image_bytes = 0
+    for name, images in zip(names, product.images, strict=True):
+        for index, image in enumerate(images):
+            encoded = _png(image)
+            image_bytes += len(encoded)
+            path = root / "images" / name / f"{index:04d}.png"
+            write_atomic(path, lambda file, encoded=encoded: file.write(encoded))
+    views = view_parameters(config, product, soft)
+    if soft.logits is not None:
+        views["logits"] = soft.logits
+    write_atomic(
+        root / "soft_labels" / "views.npz", lambda file: np.savez(file, **views)
+    )
+    description = {
+        "name": config.name,
+        "class_names": list(prepared.dataset.class_names),
+        "folders": names,
+        "ipc": int(product.images.shape[1]),
+        "image_shape": list(product.images.shape[2:]),
+        "set_seed": product.seed,
+        "config_seed": config.seed,
+        "soft_labels": {
+            "mode": config.lia.mode,
+            "views": soft.views,
+            "seed": soft.seed,
+            "teachers": [t.name for t in prepared.teachers[: soft.teachers]],
+            "what": "mean of the teachers' logits, float16, one row a view",
+            "augment": to_dict(config.data.augment),
+        },
+        "provenance": {
+            "data": prepared.dataset.provenance,
+            "networks": "trained from scratch on the training split",
+            "recipe": product.key,
+        },
+        "bytes": {
+            "images": image_bytes,
+            "soft_labels": soft.bytes(),
+            "view_parameters": int(
+                sum(v.nbytes for k, v in views.items() if k != "logits")
+            ),
+        },
+    }
+    write_json(root / "dataset.json", description)
+    return soft
+
+
+def load_distilled(directory: Path) -> tuple[np.ndarray, np.ndarray, dict]:
+    """Reads a distilled set.
+
+    Args:
+      directory: a `distilled/` folder.
+
+    Returns:
+      Images uint8 `[n, h, w, c]`, labels `[n]`, and `dataset.json`.
+
+    Raises:
+      FileNotFoundError: when the folder has no `dataset.json`.
+      ValueError: when its files disagree with `dataset.json`.
+    """
+    directory = Path(directory)
+    description = read_json(directory / "dataset.json")
+    if description is None:
+        raise FileNotFoundError(f"{directory} has no dataset.json: not a distilled set")
+    images, labels = [], []
+    for label, folder in enumerate(description["folders"]):
+        files = sorted((directory / "images" / folder).glob("*.png"))
+        if len(files) != description["ipc"]:
+            raise ValueError(
+                f"{directory / 'images' / folder} holds {len(files)} images, "
+                f"dataset.json says {description['ipc']}"
+            )
+        images += [np.asarray(Image.open(file)) for file in files]
+        labels += [label] * len(files)
+    stacked = np.stack(images).reshape(-1, *description["image_shape"])
+    return stacked, np.asarray(labels, np.int32), description
+
+
+def class_folders(names) -> list[str]:
+    """Returns folder names in class order: ImageFolder sorts them, so they count."""
+    digits = len(str(max(len(names) - 1, 1)))
+    return [
+        f"{i:0{digits}d}_{re.sub(r'[^A-Za-z0-9]+', '_', name).strip('_') or 'class'}"
+        for i, name in enumerate(names)
+    ]
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    grey = image.shape[-1] == 1
+    Image.fromarray(image[..., 0] if grey else image).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,355 @@
+"""Stage 1c: optax moves the latents to lower transport distances of features.
+
+The real and the synthetic images of a class are augmented alike and pass through a
+network; the Sinkhorn divergence between the two clouds of features is the loss. What
+moves is the latents, the pixels, or the weights of the decoder or the denoiser.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import FrozenConfigDict
+
+from ot_dd import data, models, ot
+from ot_dd.config import fingerprint
+from ot_dd.diffusion import SAMPLERS, Process
+from ot_dd.stages.artifacts import (
+    Autoencoder,
+    Classifier,
+    Denoiser,
+    ImageSet,
+    Prepared,
+    Surrogate,
+    to_float,
+    to_uint8,
+)
+from ot_dd.stages.prepare import augment_config
+from ot_dd.stages.sample import make_process
+from ot_dd.training import fit, make_state, make_step
+from ot_dd.workdir import WorkDir
+
+
+def refine(
+    config, workdir: WorkDir, prepared: Prepared, start: ImageSet, *, mesh=None, name=""
+) -> ImageSet:
+    """Optimises a set's images against transport in feature space.
+
+    Args:
+      config: the whole config; `refine` matters. `refine.steps = 0` returns `start`.
+      workdir: where the run is kept; an interrupted one goes on.
+      prepared: networks and real images.
+      start: the set to start from.
+      mesh: devices with an axis "data" over which real batches are split.
+      name: the refined set's name, default that of `start`.
+
+    Returns:
+      The refined set.
+    """
+    settings = config.refine
+    name = name or start.name
+    if not settings.steps:
+        return start._replace(name=name)
+    key = fingerprint(start.key, settings, config.data.augment, config.seed)
+
+    def make():
+        workdir.metrics.say(f"  refining {name}, seed {start.seed}")
+        step_fn, tx, render = _program(
+            FrozenConfigDict(settings),
+            augment_config(config.data.augment)._replace(cutmix=0.0),
+            config.sampler.name,
+            start.images.shape[:2],
+            mesh,
+        )
+        seed = jax.random.fold_in(jax.random.key(config.seed), 2000 + start.seed)
+        data_ = Data(*_real_images(prepared), _fixed(config, prepared, start))
+        params = _start_params(config, prepared, start)
+        checkpoints = workdir.checkpoints(f"refine-{name}-{start.seed}-{key}")
+        try:
+            state, _ = fit(
+                f"refine {name} {start.seed}",
+                make_state(params, tx),
+                step_fn,
+                data_,
+                seed,
+                num_steps=settings.steps,
+                checkpoints=checkpoints,
+                metrics=workdir.metrics,
+                save_every=settings.save_every,
+            )
+        finally:
+            checkpoints.close()
+        images, latents = jax.jit(render)(state.params, data_.fixed)
+        shape = start.images.shape
+        return {
+            "images": np.asarray(to_uint8(images)).reshape(shape),
+            "latents": np.asarray(latents).reshape(*shape[:2], *latents.shape[1:]),
+        }
+
+    made = workdir.arrays(f"refine-{name}-{start.seed}-{key}", make)
+    return ImageSet(
+        name, start.seed, made["images"], made["latents"], key, start.distances
+    )
+
+
+class Fixed(NamedTuple):
+    """What rendering and features need and optimisation does not change.
+
+    Attributes:
+      latents: the start's latents `[n, ...]`.
+      autoencoder: latents to images.
+      denoiser: for `optimise = "denoiser"`.
+      process: the sampler's process.
+      noise_key: the key of that sampler's noise.
+      classes: classes `[n]`.
+      surrogate: features of its checkpoints.
+      teachers: features of the teachers.
+    """
+
+    latents: jax.Array
+    autoencoder: Autoencoder
+    denoiser: Denoiser
+    process: Process
+    noise_key: jax.Array
+    classes: jax.Array
+    surrogate: Surrogate
+    teachers: tuple[Classifier, ...]
+
+
+class Data(NamedTuple):
+    """What a step reads.
+
+    Attributes:
+      pool: real images uint8 `[n, h, w, c]`, sorted by class.
+      first: each class's first row `[classes]`.
+      counts: each class's rows `[classes]`.
+      fixed: see `Fixed`.
+    """
+
+    pool: jax.Array
+    first: jax.Array
+    counts: jax.Array
+    fixed: Fixed
+
+
+def _fixed(config, prepared, start):
+    latents = jnp.asarray(start.latents)
+    return Fixed(
+        latents=latents.reshape(-1, *latents.shape[2:]),
+        autoencoder=prepared.autoencoder,
+        denoiser=prepared.denoiser,
+        process=make_process(config),
+        noise_key=jax.random.fold_in(jax.random.key(config.seed), 3000 + start.seed),
+        classes=start.flat()[1],
+        surrogate=prepared.surrogate,
+        teachers=prepared.teachers,
+    )
+
+
+def _start_params(config, prepared, start):
+    """Returns what is optimised, before its first step."""
+    settings, autoencoder = config.refine, prepared.autoencoder
+    latents = jnp.asarray(start.latents)
+    if settings.optimise == "latents":
+        return latents.reshape(-1, *latents.shape[2:])
+    if settings.optimise == "pixels":
+        pixels = to_float(jnp.asarray(start.images))
+        return pixels.reshape(-1, *pixels.shape[2:])
+    if settings.optimise == "decoder" and autoencoder.module is None:
+        raise ValueError(
+            "config.refine.optimise is 'decoder', but autoencoder.model is 'identity' "
+            "and has no decoder: use 'latents' or 'pixels'"
+        )
+    weights = (
+        autoencoder.variables["params"]
+        if settings.optimise == "decoder"
+        else prepared.denoiser.params
+    )
+    if settings.rank:
+        return _low_rank(weights, settings.rank, jax.random.key(config.seed))
+    return jax.tree.map(jnp.zeros_like, weights)
+
+
+def _real_images(prepared):
+    """Real images on the device, sorted by class, with each class's first row."""
+    images, labels = prepared.dataset.train
+    order = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels, minlength=len(prepared.dataset.class_names))
+    first = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    return jnp.asarray(images[order]), jnp.asarray(first), jnp.asarray(counts)
+
+
+def _low_rank(params, rank, key):
+    """Returns a zero update of low rank: `{"a", "b"}` in place of every matrix."""
+    leaves, structure = jax.tree.flatten(params)
+    updates = []
+    for number, leaf in enumerate(leaves):
+        if leaf.ndim < 2:
+            updates.append(jnp.zeros_like(leaf))
+            continue
+        rows, columns = int(np.prod(leaf.shape[:-1])), leaf.shape[-1]
+        own, r = jax.random.fold_in(key, number), min(rank, rows, columns)
+        a = jax.random.normal(own, (rows, r)) / np.sqrt(rows)
+        updates.append({"a": a, "b": jnp.zeros((r, columns))})
+    return jax.tree.unflatten(structure, updates)
+
+
+def _add_update(params, update):
+    """Adds a full or low-rank update to a tree of parameters."""
+
+    def add(leaf, change):
+        if isinstance(change, dict):
+            change = (change["a"] @ change["b"]).reshape(leaf.shape)
+        return leaf + change
+
+    return jax.tree.map(add, params, update, is_leaf=lambda x: isinstance(x, jax.Array))
+
+
+def _renderer(optimise: str, sampler: str):
+    """Returns `render(params, fixed) -> (images [n, h, w, c], latents [n, ...])`."""
+
+    def latents(z, fixed):
+        return fixed.autoencoder.decode(z), z
+
+    def pixels(x, fixed):
+        return x, fixed.autoencoder.encode(x)
+
+    def decoder(update, fixed):
+        weights = fixed.autoencoder.variables["params"]
+        changed = {"params": _add_update(weights, update)}
+        autoencoder = fixed.autoencoder.replace(variables=changed)
+        return autoencoder.decode(fixed.latents), fixed.latents
+
+    def denoiser(update, fixed):
+        # The start's latents have no known noise, so the sampler runs anew from the
+        # set's own noise, and what is learnt is the update of the weights.
+        network, process = fixed.denoiser, fixed.process
+        network = network.replace(params=_add_update(network.params, update))
+        shape = fixed.latents.shape
+
+        @jax.checkpoint
+        def body(z, i):
+            noise = jax.random.normal(jax.random.fold_in(fixed.noise_key, i), shape)
+            prediction = network(process, z, i, fixed.classes)
+            return SAMPLERS[sampler](process, i, z, prediction, noise), None
+
+        steps = jnp.arange(process.alpha.shape[0] - 1, -1, -1)
+        z, _ = jax.lax.scan(body, jax.random.normal(fixed.noise_key, shape), steps)
+        return fixed.autoencoder.decode(z), z
+
+    targets = (latents, pixels, decoder, denoiser)
+    return {target.__name__: target for target in targets}[optimise]
+
+
+def _feature_sources(settings, num_classes: int):
+    """Returns functions `(key, images, fixed) -> features [n, d]`, one per source."""
+
+    def fresh(model):
+        sizes = {"width": settings.width, "depth": settings.depth}
+        sizes = {name: value for name, value in sizes.items() if value}
+        module = models.create(model, num_classes=num_classes, **sizes)
+
+        def source(key, images, fixed):
+            variables = module.init(key, images[:1])
+            return module.apply(variables, images, features=True)[1]
+
+        return source
+
+    def surrogate(key, images, fixed):
+        count = jax.tree.leaves(fixed.surrogate.params)[0].shape[0]
+        e = jax.random.randint(key, (), 0, count)
+        chosen = jax.tree.map(lambda p: p[e], fixed.surrogate.params)
+        module = fixed.surrogate.module
+        return module.apply({"params": chosen}, images, features=True)[1]
+
+    def teachers(key, images, fixed):
+        # Clouds of all teachers side by side, each scaled to unit mean square.
+        clouds = [teacher.features(images) for teacher in fixed.teachers]
+        scales = [jax.lax.rsqrt(jnp.mean(cloud**2) + 1e-12) for cloud in clouds]
+        return jnp.concatenate([c * s for c, s in zip(clouds, scales)], axis=1)
+
+    named = {"surrogate": surrogate, "teachers": teachers}
+    return [
+        fresh(name.removeprefix("fresh:")) if name.startswith("fresh:") else named[name]
+        for name in settings.features
+    ]
+
+
+def feature_distance(synthetic, real, settings) -> jax.Array:
+    """Returns the transport distance between two feature clouds of one class.
+
+    Args:
+      synthetic: `[n, d]`, differentiated.
+      real: `[m, d]`.
+      settings: `config.refine`: `divergence` ("sinkhorn", "distance" without
+        debiasing, or "mean": the squared distance of the means, the limit of a large
+        epsilon), `epsilon` in units of the mean cost, `cost_fn`, `num_iters`.
+    """
+    if settings.divergence == "mean":
+        return jnp.sum((synthetic.mean(0) - real.mean(0)) ** 2)
+    cost = ot.cost_matrix(synthetic, real, settings.cost_fn)
+    epsilon = settings.epsilon * jax.lax.stop_gradient(cost.mean())
+    solver = {"epsilon": epsilon, "num_iters": settings.num_iters}
+    if settings.divergence == "distance":
+        return ot.solve(cost, **solver).value_linear
+    return ot.sinkhorn_divergence(synthetic, real, cost_fn=settings.cost_fn, **solver)
+
+
+@functools.lru_cache(maxsize=8)
+def _program(settings, view_config, sampler: str, shape: tuple[int, int], mesh):
+    """Returns `(step_fn, tx, render)`, the same objects for equal arguments.
+
+    Sets of one run differ in `Data` alone, so they share one compiled program.
+    """
+    num_classes, ipc = shape
+    sources = _feature_sources(settings, num_classes)
+    render = _renderer(settings.optimise, sampler)
+    tx = optax.chain(
+        optax.clip_by_global_norm(settings.clip) if settings.clip else optax.identity(),
+        optax.adam(
+            optax.cosine_decay_schedule(settings.learning_rate, settings.steps, 0.1)
+        ),
+    )
+
+    def loss_fn(params, model_state, key, data_: Data):
+        pick, view, network, turn = jax.random.split(key, 4)
+        rows = jax.random.uniform(pick, (num_classes, settings.real_batch))
+        rows = jnp.floor(rows * data_.counts[:, None]).astype(jnp.int32)
+        real = to_float(data_.pool[(data_.first[:, None] + rows).ravel()])
+        synthetic, latents = render(params, data_.fixed)
+        real_view, synthetic_view = jax.random.split(view)
+        real, _ = data.augment(real_view, real, view_config)
+        synthetic, _ = data.augment(synthetic_view, synthetic, view_config)
+        if mesh is not None:
+            # Split over devices: the forward pass of the real side is the large one.
+            sharding = NamedSharding(mesh, P("data"))
+            real = jax.lax.with_sharding_constraint(real, sharding)
+
+        def distance_by(source):
+            def run(network, real, synthetic, fixed):
+                features = source(network, synthetic, fixed)
+                target = jax.lax.stop_gradient(source(network, real, fixed))
+                features = features.reshape(num_classes, ipc, -1)
+                target = target.reshape(num_classes, settings.real_batch, -1)
+                each = jax.vmap(lambda s, r: feature_distance(s, r, settings))
+                return each(features, target).mean()
+
+            return run
+
+        which = jax.random.randint(turn, (), 0, len(sources))
+        branches = [distance_by(source) for source in sources]
+        distance = jax.lax.switch(
+            which, branches, network, real, synthetic, data_.fixed
+        )
+        loss = distance
+        if settings.anchor_weight:
+            anchor = data_.fixed.latents
+            loss += settings.anchor_weight * jnp.mean((latents - anchor) ** 2)
+        return loss, (model_state, {"distance": distance})
+
+    return make_step(loss_fn, tx), tx, render

@@ -1,0 +1,123 @@
+"""Stage 2: soft labels from a teacher ensemble whose size follows the IPC (LIA)."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ot_dd.config import fingerprint
+from ot_dd.stages.artifacts import ImageSet, Prepared, to_float
+from ot_dd.stages.prepare import augment_config
+from ot_dd.training.views import batches_per_epoch, mean_logits, view_batch
+from ot_dd.workdir import WorkDir
+
+
+class SoftLabels(NamedTuple):
+    """Soft labels of every view of a set.
+
+    Attributes:
+      logits: fp16 `[views, batches, size, classes]`, or None: made during training.
+      teachers: how many of the ordered teachers wrote them.
+      seed: the integer the views are replayed from.
+      views: number of passes with labels; later passes start again at the first.
+      key: fingerprint of the recipe.
+    """
+
+    logits: np.ndarray | None
+    teachers: int
+    seed: int
+    views: int
+    key: str
+
+    def bytes(self) -> int:
+        """Returns the size of the stored labels."""
+        return 0 if self.logits is None else int(self.logits.nbytes)
+
+
+def teachers_for(config, ipc: int) -> int:
+    """Returns the ensemble's size: that of the last entry whose IPC is not above."""
+    ladder = sorted(tuple(pair) for pair in config.lia.teachers_by_ipc)
+    fitting = [k for least, k in ladder if least <= ipc]
+    return fitting[-1] if fitting else ladder[0][1]
+
+
+def relabel(
+    config, workdir: WorkDir, prepared: Prepared, image_set: ImageSet, *, teachers: int
+) -> SoftLabels:
+    """Writes the soft labels of a set's augmented views.
+
+    Args:
+      config: the whole config; `lia`, `student` and `data.augment` matter.
+      workdir: where labels are kept.
+      prepared: the teachers.
+      image_set: the images.
+      teachers: use the first so many of the ordered teachers.
+
+    Returns:
+      The labels; without logits when `lia.mode` is "online".
+    """
+    images, labels = image_set.flat()
+    batches, size = batches_per_epoch(len(images), config.student.batch_size)
+    epochs = max(1, config.student.steps // batches)
+    views = min(config.lia.views or epochs, epochs)
+    seed = config.seed * 1000 + image_set.seed
+    augment = augment_config(config.data.augment)
+    key = fingerprint(
+        image_set.key, prepared.key, teachers, views, size, config.data.augment, seed
+    )
+    if config.lia.mode == "online":
+        return SoftLabels(None, teachers, seed, views, key)
+
+    def make():
+        logits = _write(
+            (batches, size, views, augment),
+            to_float(jnp.asarray(images)),
+            labels,
+            jax.random.key(seed),
+            prepared.teachers[:teachers],
+        )
+        return {"logits": np.asarray(logits)}
+
+    made = workdir.arrays(f"labels-{image_set.name}-{image_set.seed}-{key}", make)
+    return SoftLabels(made["logits"], teachers, seed, views, key)
+
+
+@partial(jax.jit, static_argnums=0)
+def _write(static, images, labels, key, teachers):
+    batches, size, views, augment = static
+
+    def one(index):
+        epoch, batch = index // batches, index % batches
+        augmented, _, _ = view_batch(images, labels, key, epoch, batch, size, augment)
+        return mean_logits(teachers, augmented).astype(jnp.float16)
+
+    logits = jax.lax.map(one, jnp.arange(views * batches))
+    return logits.reshape(views, batches, size, -1)
+
+
+def view_parameters(config, image_set: ImageSet, soft: SoftLabels) -> dict:
+    """Returns every view's rows and augmentation parameters, for other frameworks.
+
+    Returns:
+      Arrays with leading axes `[views, batches]`, one for each `AugmentParams` field,
+      and `rows`, the images of each batch in the set's flat order.
+    """
+    images, _ = image_set.flat()
+    batches, size = batches_per_epoch(len(images), config.student.batch_size)
+    augment = augment_config(config.data.augment)
+    pixels, rows = to_float(jnp.asarray(images)), jnp.arange(len(images))
+    key = jax.random.key(soft.seed)
+
+    @jax.jit
+    def one(index):
+        epoch, batch = index // batches, index % batches
+        _, own, params = view_batch(pixels, rows, key, epoch, batch, size, augment)
+        return {"rows": own, **params._asdict()}
+
+    made = jax.lax.map(one, jnp.arange(soft.views * batches))
+    return {
+        name: np.asarray(value).reshape(soft.views, batches, *value.shape[1:])
+        for name, value in made.items()
+    }

@@ -1,0 +1,228 @@
+"""Stage 1b: the guided sampler makes `ipc` latents of every class (OTG)."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ot_dd import diffusion
+from ot_dd.config import fingerprint, options
+from ot_dd.diffusion import SAMPLERS, Term, Transport, flow_process, sample_classes
+from ot_dd.diffusion.guidance import influence
+from ot_dd.stages.artifacts import ImageSet, Prepared, to_float, to_uint8
+from ot_dd.stages.plan import TERMS
+from ot_dd.stages.prepare import class_batches, class_gradients, decode_images
+from ot_dd.workdir import WorkDir
+
+
+def sample(
+    config, workdir: WorkDir, prepared: Prepared, *, name: str, seed: int, terms
+) -> ImageSet:
+    """Generates one set of images, steered by the named guidance terms.
+
+    Args:
+      config: the whole config; `sampler` and `guidance` matter.
+      workdir: where the set is kept.
+      prepared: networks and real latents.
+      name: the set's name in records.
+      seed: the set's seed: noise and the choice of real latents.
+      terms: which guidance terms act, a subset of `plan.TERMS`.
+
+    Returns:
+      The set, with its latents and, where the config's terms include transport, the
+      transport distance along sampling, whether the term acts or only measures.
+    """
+    strengths = {
+        term: float(config.guidance[term].strength) for term in TERMS if term in terms
+    }
+    strengths = {term: value for term, value in strengths.items() if value}
+    measured = {"transport"} & set(config.guidance.terms)
+    active = tuple(
+        Term(
+            term,
+            strengths.get(term, 0.0),
+            tuple(config.guidance[term].window),
+            config.guidance[term].normalise,
+            term == "influence"
+            or (
+                term == "transport"
+                and config.guidance.transport.space == "clean_backprop"
+            ),
+        )
+        for term in TERMS
+        if term in strengths or term in measured
+    )
+    group = config.sampler.group or config.ipc
+    active_config = {term: config.guidance[term] for term in strengths}
+    key = fingerprint(
+        prepared.key, config.sampler, config.ipc, config.seed, seed, active_config
+    )
+
+    def make():
+        workdir.metrics.say(
+            f"  sampling {name}, seed {seed}: "
+            + (", ".join(strengths) or "no guidance")
+        )
+        latents, distances = generate(config, prepared, seed, active, group)
+        flat = latents.reshape(-1, *latents.shape[2:])
+        images = to_uint8(jnp.asarray(decode_images(prepared.autoencoder, flat)))
+        images = np.asarray(images).reshape(*latents.shape[:2], *images.shape[1:])
+        return {
+            "latents": latents,
+            "images": images,
+            "distances": np.asarray(distances).mean(-1),
+        }
+
+    # The measure is no part of the set's recipe, and so not of its key.
+    file_key = fingerprint(key, config.guidance.transport) if measured else key
+    made = workdir.arrays(f"sample-{name}-{seed}-{file_key}", make)
+    return ImageSet(name, seed, made["images"], made["latents"], key, made["distances"])
+
+
+def make_process(config) -> diffusion.Process:
+    """Returns the sampler's process: a flow, or DDPM's respaced."""
+    if config.sampler.name == "flow":
+        return flow_process(config.sampler.num_steps)
+    return diffusion.ddpm_process(config.sampler.num_steps)
+
+
+def real_latents(config, prepared: Prepared, seed: int, size: int):
+    """Returns `size` real latents of each class and their weights.
+
+    Classes with fewer are padded with zero-weight points.
+
+    Returns:
+      `(latents [c, m, d], weights [c, m])`.
+    """
+    labels = prepared.dataset.train.labels
+    rng = np.random.default_rng((config.seed, seed, 7))
+    chosen, weights = [], []
+    for c in range(len(prepared.dataset.class_names)):
+        rows = rng.permutation(np.flatnonzero(labels == c))[:size]
+        weights.append((np.arange(size) < len(rows)) / len(rows))
+        chosen.append(np.resize(rows, size))
+    flat = prepared.latents.reshape(len(labels), -1)
+    return flat[np.stack(chosen)], jnp.asarray(np.stack(weights), jnp.float32)
+
+
+def generate(config, prepared: Prepared, seed: int, terms, group: int):
+    """Runs the guided sampler, `sampler.class_batch` classes at a time.
+
+    Returns:
+      Latents `[classes, ipc, ...]` and distances `[ipc / group, steps, classes]`.
+    """
+    names = {term.name for term in terms}
+    num_classes = len(prepared.dataset.class_names)
+    real = targets = None
+    if "transport" in names:
+        real = real_latents(config, prepared, seed, config.guidance.transport.num_real)
+    if "influence" in names:
+        targets = _targets(config, prepared)
+    batch = min(config.sampler.class_batch or num_classes, num_classes)
+    # Strengths are traced: every set with the same terms is one compiled program.
+    strengths = tuple(jnp.float32(term.strength) for term in terms)
+    static = (
+        config.sampler.name, make_transport_options(config), config.ipc, group,
+        tuple(term._replace(strength=None) for term in terms),
+    )  # fmt: skip
+    out, traces = [], []
+    for start in range(0, num_classes, batch):
+        # The last batch repeats its first classes instead of compiling another size.
+        classes = np.arange(start, start + batch) % num_classes
+        part = None if real is None else (real[0][classes], real[1][classes])
+        latents, trace = _run(
+            static,
+            make_process(config),
+            jax.random.fold_in(jax.random.key(config.seed), 1000 + seed),
+            jnp.asarray(classes, jnp.int32),
+            prepared.denoiser,
+            prepared.autoencoder,
+            prepared.surrogate,
+            part,
+            targets,
+            strengths,
+        )
+        keep = min(batch, num_classes - start)
+        out.append(np.asarray(latents)[:keep])
+        traces.append(np.asarray(trace)[..., :keep])
+    return np.concatenate(out), np.concatenate(traces, -1)
+
+
+def make_transport_options(config) -> tuple:
+    """Returns the static options of the transport term, as hashable pairs."""
+    settings = options(config.guidance.transport)
+    names = ("cost_fn", "epsilon", "epsilon_unit", "num_iters", "space")
+    return tuple((name, settings[name]) for name in names)
+
+
+def surrogate_loss(module):
+    """Returns the surrogate's training loss `(params, images, labels) -> scalar`."""
+
+    def loss_fn(params, images, labels):
+        logits = module.apply({"params": params}, images, train=False)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    return loss_fn
+
+
+def _targets(config, prepared):
+    images, labels = prepared.dataset.train
+    num_classes, size = (
+        len(prepared.dataset.class_names),
+        config.surrogate.gradient_images,
+    )
+    batches = to_float(class_batches(images, labels, num_classes, size))
+    loss_fn = surrogate_loss(prepared.surrogate.module)
+
+    @jax.jit
+    def targets(checkpoints, batches):
+        return jax.lax.map(lambda p: class_gradients(loss_fn, p, batches), checkpoints)
+
+    return targets(prepared.surrogate.params, batches)
+
+
+@partial(jax.jit, static_argnums=0)
+def _run(
+    static,
+    process,
+    key,
+    classes,
+    denoiser,
+    autoencoder,
+    surrogate,
+    real,
+    targets,
+    strengths,
+):
+    sampler, transport_options, ipc, group, terms = static
+    terms = tuple(t._replace(strength=s) for t, s in zip(terms, strengths))
+    transport = None
+    if real is not None:
+        transport = Transport(*real, **dict(transport_options))
+
+    def influence_term(moment):
+        return influence(
+            moment, autoencoder.decode, surrogate_loss(surrogate.module),
+            surrogate.params, targets,
+        )  # fmt: skip
+
+    return sample_classes(
+        partial(denoiser, process),
+        process,
+        SAMPLERS[sampler],
+        key,
+        classes,
+        latent_shape=_latent_shape(autoencoder),
+        ipc=ipc,
+        group=group,
+        terms=terms,
+        transport=transport,
+        influence=influence_term,
+    )
+
+
+def _latent_shape(autoencoder):
+    image = jax.ShapeDtypeStruct((1, *autoencoder.image_shape), jnp.float32)
+    return jax.eval_shape(autoencoder.encode, image).shape[1:]

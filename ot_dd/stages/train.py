@@ -1,0 +1,133 @@
+"""Stage 3: students trained on a set, with hard labels or by logit matching (OTM)."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ot_dd import models
+from ot_dd.config import fingerprint, options
+from ot_dd.parallel import side_by_side
+from ot_dd.stages.artifacts import ImageSet, Prepared, to_float
+from ot_dd.stages.prepare import augment_config
+from ot_dd.stages.relabel import SoftLabels
+from ot_dd.training.students import Recipe, train_student
+from ot_dd.workdir import WorkDir
+
+
+def recipe_of(config, labels: str, **changes) -> Recipe:
+    """Returns the config's student recipe; `changes` are an ablation's."""
+    settings = options(config.student)
+    fields = {name: settings[name] for name in Recipe._fields if name in settings}
+    return Recipe(
+        labels=labels, augment=augment_config(config.data.augment), **fields
+    )._replace(**changes)
+
+
+def evaluation_parts(images: np.ndarray, labels: np.ndarray, size: int = 250):
+    """Returns `(images [parts, size, h, w, c], labels [parts, size])`, padded by -1."""
+    size = min(size, len(images))
+    short = -len(images) % size
+    images = np.concatenate([images, images[:short]])
+    labels = np.concatenate([labels, np.full(short, -1, labels.dtype)])
+    parts = len(images) // size
+    images = to_float(jnp.asarray(images)).reshape(parts, size, *images.shape[1:])
+    return images, jnp.asarray(labels).reshape(parts, size)
+
+
+def train(
+    config,
+    workdir: WorkDir,
+    prepared: Prepared,
+    runs: Sequence[tuple[ImageSet, SoftLabels | None]],
+    *,
+    variant: str = "",
+    split: str = "test",
+    students: int = 1,
+    **changes,
+) -> list[dict]:
+    """Trains several students of each set, differing in their seed alone.
+
+    On a CPU as many students as it has cores are trained side by side, each by the
+    same compiled program.
+
+    Args:
+      config: the whole config; `student` and `data.augment` matter.
+      workdir: where records are kept; a record that is there is not made again.
+      prepared: the evaluation images, and the teachers when labels are made online.
+      runs: training images, each with soft labels, or None for hard ones.
+      variant: what differs from the set's plain recipe, for the record.
+      split: "test", or "validation" for tuning.
+      students: how many of each.
+      **changes: fields of `Recipe` that the variant changes.
+
+    Returns:
+      One record for each student, in the order of the runs.
+    """
+    evaluation = evaluation_parts(*getattr(prepared.dataset, split))
+    extra = options(config.student.options)
+    module = models.create(
+        config.student.model, num_classes=len(prepared.dataset.class_names), **extra
+    )
+
+    def one(image_set, soft, student_seed):
+        recipe = recipe_of(config, "hard" if soft is None else "soft", **changes)
+        recipe_key = fingerprint(
+            image_set.key, soft.key if soft else "", recipe, config.student.model, extra,
+            split, config.seed, config.data.validation_fraction, student_seed,
+        )  # fmt: skip
+
+        def make():
+            pixels, labels = image_set.flat()
+            target, views, view_seed = _target(prepared, soft)
+            curve = train_student(
+                module,
+                recipe,
+                views,
+                to_float(jnp.asarray(pixels)),
+                labels,
+                target,
+                jax.random.key(view_seed),
+                jax.random.fold_in(jax.random.key(config.seed), 4000 + student_seed),
+                evaluation,
+            )
+            scores = np.asarray(curve.accuracy, np.float64)
+            if not np.isfinite(np.asarray(curve.loss)).all():
+                raise FloatingPointError(
+                    f"student of {image_set.name} ({recipe.labels}): the loss is not "
+                    "finite; lower student.learning_rate"
+                )
+            return {
+                "set": image_set.name,
+                "labels": recipe.labels,
+                "variant": variant,
+                "student": config.student.model,
+                "ipc": int(image_set.images.shape[1]),
+                "set_seed": image_set.seed,
+                "student_seed": student_seed,
+                "accuracy": float(scores[-1]),
+                "best_accuracy": float(scores.max()),
+                "curve": [float(v) for v in scores],
+            }
+
+        record = workdir.json(f"student-{image_set.name}-{recipe_key}", make)
+        # The name is not part of the recipe: equal sets under two names differ in it.
+        return {**record, "set": image_set.name, "variant": variant}
+
+    with side_by_side(workdir.metrics.stop) as submit:
+        jobs = [
+            submit(one, image_set, soft, student_seed)
+            for image_set, soft in runs
+            for student_seed in range(students)
+        ]
+        return [job.result() for job in jobs]
+
+
+def _target(prepared, soft):
+    """Returns what `train_student` learns from, its views and the seed of those."""
+    if soft is None:
+        return None, 1, 0
+    if soft.logits is None:
+        return prepared.teachers[: soft.teachers], soft.views, soft.seed
+    return jnp.asarray(soft.logits), soft.views, soft.seed

@@ -1,0 +1,171 @@
+"""Student training as one compiled program: steps, averages and evaluations."""
+
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from ot_dd import data, losses
+from ot_dd.training.loop import make_state, make_step
+from ot_dd.training.schedules import smoothing_cosine
+from ot_dd.training.views import batches_per_epoch, mean_logits, view_batch
+
+
+class Recipe(NamedTuple):
+    """How a student is trained; hashable, so that equal recipes compile once.
+
+    Attributes:
+      labels: "hard" (cross-entropy on CutMix's mixed labels) or "soft"
+        (`losses.student_loss`, with the un-mixed hard label, as EDC does).
+      steps: optimisation steps.
+      batch_size: images in a step.
+      learning_rate: AdamW's peak rate.
+      weight_decay: AdamW's decay, on matrices only.
+      zeta: of the smoothing cosine schedule.
+      ema: decay of the parameters' average, which is what is evaluated.
+      ce_weight: see `losses.student_loss`.
+      mse_weight: see there.
+      ot_weight: see there.
+      temperature: see `losses.logit_matching`.
+      epsilon: see there.
+      num_iters: see there.
+      plan: see there.
+      evaluations: evenly spaced evaluations; the last is the final accuracy.
+      augment: the augmentation of the views.
+    """
+
+    labels: str
+    steps: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    zeta: float
+    ema: float
+    ce_weight: float
+    mse_weight: float
+    ot_weight: float
+    temperature: float
+    epsilon: float
+    num_iters: int
+    plan: str
+    evaluations: int
+    augment: data.AugmentConfig
+
+
+class Curve(NamedTuple):
+    """Accuracy along a student's training.
+
+    Attributes:
+      accuracy: share of evaluation images classified right `[evaluations]`.
+      loss: mean training loss before each evaluation `[evaluations]`.
+    """
+
+    accuracy: jax.Array
+    loss: jax.Array
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def train_student(
+    module: nn.Module,
+    recipe: Recipe,
+    views: int,
+    images: jax.Array,
+    labels: jax.Array,
+    soft,
+    view_key: jax.Array,
+    key: jax.Array,
+    evaluation: tuple[jax.Array, jax.Array],
+) -> Curve:
+    """Trains one student from scratch and evaluates it.
+
+    Args:
+      module: the network.
+      recipe: how to train.
+      views: passes that soft labels exist for (1 with hard labels).
+      images: the small set in `[-1, 1]`, `[n, h, w, c]`.
+      labels: its classes `[n]`.
+      soft: stored logits `[views, batches, size, classes]`, a tuple of teachers to
+        label each view as it is made, or None with hard labels.
+      view_key: what the views are made from.
+      key: the student's key: initialisation and, with hard labels, its views.
+      evaluation: images `[parts, b, h, w, c]` and labels `[parts, b]`; a label of -1
+        is padding.
+
+    Returns:
+      The student's curve.
+    """
+    batches, size = batches_per_epoch(images.shape[0], recipe.batch_size)
+    tx = optax.adamw(
+        smoothing_cosine(recipe.learning_rate, recipe.steps, recipe.zeta),
+        weight_decay=recipe.weight_decay,
+        mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+    )
+    variables = module.init(key, images[:2], train=True)
+    model_state = {name: v for name, v in variables.items() if name != "params"}
+    if recipe.labels == "hard":
+        view_key = jax.random.fold_in(key, 1)
+
+    def loss_fn(params, model_state, step, _):
+        epoch, batch = step // batches, step % batches
+        if soft is not None:
+            epoch = epoch % views
+        view, own, mix = view_batch(
+            images, labels, view_key, epoch, batch, size, recipe.augment
+        )
+        logits, updated = module.apply(
+            {"params": params, **model_state}, view, train=True,
+            mutable=list(model_state),
+        )  # fmt: skip
+        if recipe.labels == "hard":
+            cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+            kept = mix.mix_ratio * cross_entropy(logits, own)
+            mixed = (1 - mix.mix_ratio) * cross_entropy(logits, own[mix.mix_index])
+            loss = (kept + mixed).mean()
+        else:
+            target = (
+                mean_logits(soft, view)
+                if isinstance(soft, tuple)
+                else soft[epoch, batch]
+            )
+            loss = losses.student_loss(
+                logits,
+                # fp16 either way: replayed labels then equal the stored ones.
+                target.astype(jnp.float16).astype(jnp.float32),
+                own,
+                ce_weight=recipe.ce_weight,
+                mse_weight=recipe.mse_weight,
+                ot_weight=recipe.ot_weight,
+                temperature=recipe.temperature,
+                epsilon=recipe.epsilon,
+                num_iters=recipe.num_iters,
+                plan=recipe.plan,
+            )
+        return loss, (updated, {})
+
+    step_fn = make_step(loss_fn, tx, ema_decay=recipe.ema)
+
+    def evaluate(state):
+        variables = {"params": state.ema, **state.model_state}
+
+        def right(part):
+            logits = module.apply(variables, part[0], train=False)
+            return jnp.sum(logits.argmax(-1) == part[1])
+
+        total = jnp.sum(evaluation[1] >= 0)
+        return jnp.sum(jax.lax.map(right, evaluation)) / total
+
+    def segment(state, _):
+        def body(state, _):
+            return step_fn(state, state.step, None)
+
+        state, values = jax.lax.scan(
+            body, state, length=recipe.steps // recipe.evaluations
+        )
+        return state, Curve(evaluate(state), values["loss"].mean())
+
+    state = make_state(variables["params"], tx, model_state)
+    _, curve = jax.lax.scan(segment, state, length=recipe.evaluations)
+    return curve

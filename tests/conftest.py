@@ -1,0 +1,28 @@
+"""Shared set-up: quiet logs, a compilation cache for repeated programs."""
+
+import gc
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# As in ot_dd.distill: the tests are mostly compilation.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+
+import jax
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _compilation_cache(tmp_path_factory):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _drop_programs():
+    """Frees a module's programs: every one on a CPU holds memory maps until then.
+
+    A process may have 65,530 of them (Linux's vm.max_map_count), and crashes beyond.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()

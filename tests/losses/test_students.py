@@ -1,0 +1,149 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ot_dd import losses
+
+
+def test_student_loss_by_hand():
+    student = jnp.array([[0.0, 0.0], [0.0, 0.0]])
+    soft = jnp.array([[1.0, -1.0], [2.0, 0.0]])
+    labels = jnp.array([0, 1])
+    # CE of equal logits is log 2; MSE is (1 + 1 + 4 + 0) / 4.
+    ce, mse = np.log(2.0), 1.5
+    loss = losses.student_loss(
+        student, soft, labels, ce_weight=0.5, mse_weight=2.0, ot_weight=0.0
+    )
+    np.testing.assert_allclose(loss, 0.5 * ce + 2.0 * mse, rtol=1e-6)
+    # p = (.5, .5) in both rows, so any plan costs the mean of |.5 - q_j|_1 over j.
+    q = np.array([1 / (1 + np.exp(-1.0)), 1 / (1 + np.exp(-1.0))])
+    expected = np.mean(2 * np.abs(0.5 - q))
+    matched = losses.logit_matching(student, soft)
+    np.testing.assert_allclose(matched, expected, rtol=1e-5)
+    whole = losses.student_loss(student, soft, labels, ot_weight=3.0)
+    np.testing.assert_allclose(whole, 0.025 * ce + mse + 3 * expected, rtol=1e-5)
+
+
+def test_logit_matching_follows_sinkd():
+    """The published loop, written in numpy: kernel, row and column sums, <P, W>."""
+    rng = np.random.default_rng(0)
+    student, soft = rng.normal(size=(2, 8, 5)) * 2
+
+    def softmax(z):
+        e = np.exp(z / 2 - (z / 2).max(1, keepdims=True))
+        return e / e.sum(1, keepdims=True)
+
+    cost = np.abs(softmax(student)[:, None] - softmax(soft)[None]).sum(-1)
+    plan = np.exp(-cost / 0.1)
+    for _ in range(20):
+        plan /= plan.sum(1, keepdims=True)
+        plan /= plan.sum(0, keepdims=True)
+    found = losses.logit_matching(
+        jnp.asarray(student), jnp.asarray(soft), reduction="sum"
+    )
+    np.testing.assert_allclose(found, (plan * cost).sum(), rtol=1e-4)
+
+
+def test_gradient_goes_to_the_student_alone():
+    rng = np.random.default_rng(0)
+    student, soft = jnp.asarray(rng.normal(size=(2, 8, 5)), jnp.float32)
+    gradients = jax.jit(jax.grad(losses.logit_matching, argnums=(0, 1)))(student, soft)
+    assert float(jnp.abs(gradients[0]).max()) > 1e-4
+    np.testing.assert_allclose(gradients[1], 0.0)
+
+
+def test_identity_plan_is_never_cheaper():
+    rng = np.random.default_rng(0)
+    student, soft = jnp.asarray(rng.normal(size=(2, 8, 5)), jnp.float32)
+    identity = losses.logit_matching(student, soft, plan="identity")
+    transport = losses.logit_matching(student, soft, epsilon=0.01, num_iters=300)
+    assert float(transport) < float(identity)
+    q = jax.nn.softmax(soft / 2)
+    expected = jnp.abs(jax.nn.softmax(student / 2) - q).sum(-1).mean()
+    np.testing.assert_allclose(identity, expected, rtol=1e-6)
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="reduction"):
+        losses.logit_matching(jnp.ones((2, 2)), jnp.ones((2, 2)), reduction="max")
+    with pytest.raises(ValueError, match="plan"):
+        losses.logit_matching(jnp.ones((2, 2)), jnp.ones((2, 2)), plan="no")
+
+
+def logits(n=8, classes=5, seed=0):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.normal(size=(2, n, classes)) * 2, jnp.float32)
+
+
+FUNCTIONS = {
+    "logit_matching": losses.logit_matching,
+    "identity": lambda *v, **k: losses.logit_matching(*v, plan="identity", **k),
+    "soft_label_kl": lambda *v, **k: losses.soft_label_kl(*v, temperature=3.0, **k),
+    "logit_mse": losses.logit_mse,
+    "student_loss": lambda s, t, **k: losses.student_loss(
+        s, t, jnp.arange(len(s)) % 5, **k
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_masked_examples_take_no_part(name):
+    loss = jax.jit(FUNCTIONS[name], static_argnames="reduction")
+    student, soft = logits()
+    where = jnp.arange(8) < 5
+    whole = loss(student[:5], soft[:5])
+    np.testing.assert_allclose(loss(student, soft, where=where), whole, rtol=1e-5)
+    each = loss(student, soft, where=where, reduction="none")
+    assert each.shape == (8,)
+    np.testing.assert_allclose(each[5:], 0.0)
+    np.testing.assert_allclose(each.sum() / 5, whole, rtol=1e-5)
+    total = loss(student[:5], soft[:5], reduction="sum")
+    np.testing.assert_allclose(total, 5 * whole, rtol=1e-5)
+    gradient = jax.grad(lambda s: loss(s, soft, where=where))(student)
+    expected = jax.grad(lambda s: loss(s, soft[:5]))(student[:5])
+    np.testing.assert_allclose(gradient[:5], expected, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(gradient[5:], 0.0)
+
+
+def test_kl_and_mse_against_torch():
+    import torch
+
+    student, soft = logits()
+    s, t = (torch.tensor(np.asarray(v)) for v in (student, soft))
+    expected = 9.0 * torch.nn.functional.kl_div(
+        torch.log_softmax(s / 3, 1), torch.log_softmax(t / 3, 1),
+        reduction="batchmean", log_target=True,
+    )  # fmt: skip
+    found = losses.soft_label_kl(student, soft, temperature=3.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    expected = torch.nn.functional.mse_loss(s, t)
+    np.testing.assert_allclose(losses.logit_mse(student, soft), expected, rtol=1e-6)
+
+
+def test_groups_match_within_themselves():
+    student, soft = logits(12)
+    found = losses.logit_matching(student, soft, groups=3)
+    shares = [
+        losses.logit_matching(student[i : i + 4], soft[i : i + 4]) for i in (0, 4, 8)
+    ]
+    np.testing.assert_allclose(found, np.mean(shares), rtol=1e-5)
+    whole = losses.logit_matching(student, soft)
+    assert abs(float(whole) - float(found)) > 1e-3
+    with pytest.raises(ValueError, match="groups must divide the batch of 12"):
+        losses.logit_matching(student, soft, groups=5)
+
+
+def test_bfloat16_logits_are_matched_in_float32():
+    student, soft = (v.astype(jnp.bfloat16) for v in logits())
+    found = losses.logit_matching(student, soft)
+    expected = losses.logit_matching(*(v.astype(jnp.float32) for v in (student, soft)))
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_shapes_that_disagree():
+    with pytest.raises(ValueError, match="must be \\[n, classes\\] alike"):
+        losses.logit_matching(jnp.ones((2, 3)), jnp.ones((3, 2)))
+    with pytest.raises(ValueError, match="where must be"):
+        losses.logit_mse(jnp.ones((2, 3)), jnp.ones((2, 3)), where=jnp.ones(3))

@@ -1,0 +1,151 @@
+"""The stages end to end at debug size: repeatable, resumable, and what they leave."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from runs import files, without_times
+
+from configs import digits
+from ot_dd.distill import run
+from ot_dd.stages.distilled import load_distilled
+
+
+def config():
+    made = digits.get_config("debug")
+    made.study.baselines = ("random", "kmeans", "igd")
+    made.study.ablations = ("no_otm",)
+    made.study.num_sets = made.study.num_students = 1
+    made.guidance.terms = ("influence", "deviation", "transport")
+    made.guidance.influence.strength = made.guidance.deviation.strength = 1.0
+    made.teachers.models = ("convnet", "mlp")
+    made.lia.teachers_by_ipc = ((1, 1), (2, 2))
+    return made
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("first")
+    return workdir, run(config(), workdir)
+
+
+def test_what_a_run_leaves(first):
+    workdir, results = first
+    assert json.loads((workdir / "results.json").read_text()) == results
+    stored = json.loads((workdir / "config.json").read_text())
+    assert stored["config"]["ipc"] == 2 and "jax" in stored["versions"]
+    names = {(r["set"], r["labels"], r["variant"]) for r in results["records"]}
+    sets = ("ot_dd", "random", "kmeans", "igd")
+    expected = {(name, labels, "") for name in sets for labels in ("hard", "soft")}
+    assert names == expected | {("ot_dd", "soft", "no_otm")}
+    for record in results["records"]:
+        assert 0 <= record["accuracy"] <= record["best_accuracy"] <= 1
+    assert all(results["sets"][name]["transport"]["mean"] > 0 for name in sets)
+    assert (workdir / "report.html").exists()
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    assert {"denoiser", "surrogate"} <= {json.loads(line)["name"] for line in lines}
+
+
+def test_the_distilled_set(first):
+    from sklearn.datasets import load_digits
+
+    workdir, _ = first
+    images, labels, description = load_distilled(workdir / "distilled")
+    assert images.shape == (20, 8, 8, 1) and images.dtype == np.uint8
+    np.testing.assert_array_equal(labels, np.repeat(np.arange(10), 2))
+    assert description["bytes"]["soft_labels"] == 6 // 2 * 2 * 10 * 10 * 2
+    real = (load_digits().images * 255 / 16).round()
+    gaps = np.abs(images[:, None, :, :, 0] - real[None]).max((2, 3))
+    assert (gaps.min(1) > 0).all()  # generated, not copied
+    with np.load(workdir / "distilled" / "soft_labels" / "views.npz") as views:
+        assert views["logits"].dtype == np.float16
+        assert views["crop"].shape == (*views["logits"].shape[:3], 4)
+    broken = workdir / "broken"
+    shutil.copytree(workdir / "distilled", broken)
+    next((broken / "images").rglob("*.png")).unlink()
+    with pytest.raises(ValueError, match="holds 1 images, dataset.json says 2"):
+        load_distilled(broken)
+
+
+def test_a_second_run_is_bit_equal(first, tmp_path):
+    workdir, results = first
+    again = run(config(), tmp_path / "again")
+    assert without_times(again) == without_times(results)
+    assert files(tmp_path / "again") == files(workdir)
+
+
+def test_the_same_directory_again_makes_nothing(first):
+    workdir, results = first
+    before = {p: p.stat().st_mtime_ns for p in (workdir / "cache").glob("*.*")}
+    checkpoints = sorted((workdir / "checkpoints").rglob("finished.json"))
+    stamps = [path.stat().st_mtime_ns for path in checkpoints]
+    assert without_times(run(config(), workdir)) == without_times(results)
+    assert {p: p.stat().st_mtime_ns for p in (workdir / "cache").glob("*.*")} == before
+    assert [path.stat().st_mtime_ns for path in checkpoints] == stamps
+
+
+def test_a_changed_stage_reuses_the_earlier_ones(first, tmp_path):
+    workdir, _ = first
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    networks = set(p.name for p in (copy / "checkpoints").glob("[!r]*"))
+    changed = config()
+    changed.guidance.transport.strength = 0.9
+    changed.study.baselines, changed.study.ablations = (), ()
+    run(changed, copy, ("sample", "relabel", "train", "report"))
+    assert set(p.name for p in (copy / "checkpoints").glob("[!r]*")) == networks
+    assert files(copy) != files(workdir)
+
+
+def test_stages_run_up_to_the_one_named(first, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(first[0] / "checkpoints", copy / "checkpoints")
+    run(config(), copy, ("prepare",))
+    assert not (copy / "distilled").exists()
+    run(config(), copy, ("sample", "refine", "relabel"))
+    assert files(copy) == files(first[0])
+    assert not (copy / "results.json").exists()
+
+
+def test_online_labels_equal_stored_ones(first):
+    """Soft labels made again from the seeds during training change no digit."""
+    import jax.numpy as jnp
+
+    from ot_dd.stages.prepare import prepare
+    from ot_dd.stages.relabel import relabel
+    from ot_dd.stages.study import distil
+    from ot_dd.stages.train import train
+    from ot_dd.training.views import mean_logits, view_batch
+    from ot_dd.workdir import WorkDir
+
+    made = config()
+    work = WorkDir(first[0])
+    prepared = prepare(made, work)
+    product = distil(made, work, prepared, seed=0)
+    stored = relabel(made, work, prepared, product, teachers=2)
+    (kept,) = train(made, work, prepared, [(product, stored)])
+    made.lia.mode = "online"
+    online = relabel(made, work, prepared, product, teachers=2)
+    assert online.logits is None and online.bytes() == 0
+    (replayed,) = train(made, work, prepared, [(product, online)])
+    assert replayed["curve"] == kept["curve"]
+    # The parameters on disk are those of the views that the labels belong to.
+    from ot_dd import data
+    from ot_dd.stages.artifacts import to_float
+    from ot_dd.stages.prepare import augment_config
+
+    images, labels = product.flat()
+    pixels = to_float(jnp.asarray(images))
+    augment = augment_config(made.data.augment)
+    with np.load(first[0] / "distilled" / "soft_labels" / "views.npz") as views:
+        rows = views["rows"][1, 1]
+        fields = [jnp.asarray(views[f][1, 1]) for f in data.AugmentParams._fields]
+        view, _, _ = view_batch(
+            pixels, labels, jax.random.key(stored.seed), 1, 1, 10, augment
+        )
+        again = data.apply(pixels[rows], data.AugmentParams(*fields))
+        np.testing.assert_allclose(again, view, atol=1e-6)
+        expected = mean_logits(prepared.teachers, view).astype(jnp.float16)
+        np.testing.assert_allclose(views["logits"][1, 1], expected, atol=2e-3)

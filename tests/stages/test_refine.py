@@ -1,0 +1,57 @@
+"""Everything that refinement may move, with every kind of feature."""
+
+import numpy as np
+import pytest
+
+from configs import cifar100
+from ot_dd.stages.artifacts import Prepared
+from ot_dd.stages.prepare import prepare
+from ot_dd.stages.refine import refine
+from ot_dd.stages.sample import sample
+from ot_dd.workdir import WorkDir
+
+
+def config():
+    made = cifar100.get_config("debug")
+    made.data.source = "synthetic:classes=3,size=16,n=12"
+    made.data.image_size = 16
+    made.teachers.models = ("convnet3",)
+    made.lia.teachers_by_ipc = ((1, 1),)
+    made.refine.steps, made.refine.width = 3, 8
+    return made
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory) -> tuple[WorkDir, Prepared]:
+    work = WorkDir(tmp_path_factory.mktemp("refine"))
+    return work, prepare(config(), work)
+
+
+@pytest.mark.parametrize(
+    ("changes", "moves_latents"),
+    [
+        ({"optimise": "latents", "features": ("fresh:convnet3", "surrogate")}, True),
+        ({"optimise": "latents", "divergence": "mean", "anchor_weight": 1.0}, True),
+        ({"optimise": "pixels", "features": ("teachers",)}, True),
+        ({"optimise": "decoder", "divergence": "distance"}, False),
+        ({"optimise": "denoiser", "rank": 2, "clip": 1.0}, True),
+    ],
+)
+def test_each_target_changes_the_images(ready, changes, moves_latents):
+    work, prepared = ready
+    made = config()
+    made.refine.update(changes)
+    start = sample(made, work, prepared, name="guided", seed=0, terms=())
+    end = refine(made, work, prepared, start)
+    assert end.images.shape == start.images.shape and end.images.dtype == np.uint8
+    assert (end.images != start.images).mean() > 0.02
+    assert np.isfinite(end.latents).all()
+    assert (np.abs(end.latents - start.latents).max() > 1e-4) == moves_latents
+
+
+def test_no_steps_leave_the_set_as_it_is(ready):
+    work, prepared = ready
+    made = config()
+    made.refine.steps = 0
+    start = sample(made, work, prepared, name="guided", seed=0, terms=())
+    assert refine(made, work, prepared, start).key == start.key

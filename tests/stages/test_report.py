@@ -1,0 +1,376 @@
+"""The report: statistics by hand, escaping, standing alone, and how it looks."""
+
+import base64
+import io
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from sklearn.datasets import load_digits
+
+from ot_dd.stages import _figures, _html, report
+from ot_dd.stages._summary import compare, paired_difference
+
+CHROMIUM = "/usr/bin/chromium"
+SETS = {  # title, hard, soft, OT distance, bytes of images
+    "ot_dd": ("ot-dd: full method", 94.5, 95.6, 1.04, 6400),
+    "random": ("random real images", 91.2, 93.0, 1.52, 6400),
+    "random_decoded": (
+        "random real images through the autoencoder",
+        90.6,
+        92.4,
+        1.55,
+        6400,
+    ),
+    "kmeans": ("k-means centroids", 94.1, 95.0, 0.91, 6400),
+    "diffusion": ("plain diffusion samples", 89.3, 92.2, 1.31, 6400),
+    "no_otg": ("ot-dd without transport guidance", 93.9, 95.1, 1.22, 6400),
+}
+
+
+def record(name, accuracy, *, set_seed=0, student_seed=0, **changes):
+    defaults = {"variant": "", "labels": "hard", "student": "convnet3", "ipc": 10}
+    seeds = {"set_seed": set_seed, "student_seed": student_seed}
+    return {"set": name, "accuracy": accuracy, **seeds, **defaults, **changes}
+
+
+def make_results():
+    """A run on digits as it could be: five sets, three set seeds, two students each."""
+    rng = np.random.default_rng(0)
+    records = []
+    for name, (_, hard, soft, _, _) in SETS.items():
+        spread = 1.6 if name.startswith("random") else 0.5
+        runs = [(name, "", "hard", hard), (name, "", "soft", soft)]
+        if name == "ot_dd":
+            for variant, loss in (("no_lia", 0.9), ("no_otm", 0.2)):
+                runs.append((name, variant, "soft", soft - loss))
+            runs.append((name, "identity_plan", "soft", soft - 0.1))
+        for set_seed in range(3):
+            effect = rng.normal(0, spread)
+            for which, variant, labels, mean in runs:
+                for student_seed in range(2):
+                    value = (mean + effect + rng.normal(0, 0.3)) / 100
+                    records.append(
+                        record(
+                            which,
+                            value,
+                            set_seed=set_seed,
+                            labels=labels,
+                            student_seed=student_seed,
+                            variant=variant,
+                            best_accuracy=value + 0.004,
+                        )
+                    )
+    steps = np.arange(0, 2000, 20)
+    loss = {
+        "autoencoder": 0.4 * np.exp(-steps / 150) + 0.002,
+        "diffusion": 0.9 * np.exp(-steps / 200) + 0.12,
+    }
+    curves = {
+        k: {
+            "step": steps.tolist(),
+            "loss": (v * rng.lognormal(0, 0.05, len(steps))).tolist(),
+        }
+        for k, v in loss.items()
+    }
+    return {
+        "name": "digits",
+        "config": {
+            "data": {"source": "digits", "seed": 0},
+            "ipc": 10,
+            "guidance": {"strength": 0.2, "from": 0.5},
+        },
+        "records": records,
+        "sets": {
+            name: {
+                "title": title,
+                "transport": {
+                    "mean": w,
+                    "per_seed": (w + rng.normal(0, 0.03, 3)).tolist(),
+                    "per_class": (w * rng.uniform(0.6, 1.4, 10)).tolist(),
+                },
+                "bytes": {"images": size, "soft_labels": 32000},
+            }
+            for name, (title, _, _, w, size) in SETS.items()
+        },
+        "full_data": {"accuracy": 0.979, "student": "convnet3"},
+        "teachers": [
+            {"name": "convnet3", "validation_accuracy": 0.985, "test_accuracy": 0.979},
+            {"name": "resnet10", "validation_accuracy": 0.989, "test_accuracy": 0.981},
+        ],
+        "autoencoder": {"parameters": 182_340, "validation_l1": 0.0213, "psnr": 27.4},
+        "seconds": {
+            "autoencoder": 31.0,
+            "diffusion": 107.2,
+            "teachers": 12.4,
+            "sample": 9.1,
+            "students": 64.0,
+        },
+        "bytes": {"training images": 68_992, "distilled images": 6400},
+        "curves": curves,
+        "versions": {"python": "3.11", "jax": "0.10.2", "flax": "0.12"},
+        "command": "python -m ot_dd.distill --config=configs/digits.py",
+    }
+
+
+def make_figures(class_names=tuple("0123456789")):
+    data = load_digits()
+    images = (data.images * 255 / 16).astype(np.uint8)[..., None]
+    by_class = [np.flatnonzero(data.target == c) for c in range(10)]
+    rng = np.random.default_rng(1)
+    flat = data.data - data.data.mean(0)
+    axes = np.linalg.svd(flat, full_matrices=False)[2][:2]
+    points = flat @ axes.T
+    chosen = {n: np.stack([rng.choice(i, 10) for i in by_class]) for n in SETS}
+    own = points[chosen["ot_dd"][3]]
+    near = points[by_class[3]][:60]
+    nearest = ((near[:, None] - own[None]) ** 2).sum(-1).argmin(1)
+    steps = np.arange(49, -1, -1)
+    return report.Figures(
+        class_names=class_names,
+        real=np.stack([images[i[:10]] for i in by_class]),
+        sets={n: images[i] for n, i in chosen.items()},
+        latents_real=points,
+        latents_real_labels=data.target,
+        latents_synthetic={n: points[i.ravel()] for n, i in chosen.items()},
+        latents_synthetic_labels={n: np.arange(10).repeat(10) for n in SETS},
+        transport_lines=np.concatenate([near, own[nearest]], axis=1),
+        guidance_trace={
+            "step": steps.tolist(),
+            "with": (1 + 9 * (steps / 49) ** 2).tolist(),
+            "without": (1.4 + 8.6 * (steps / 49) ** 2).tolist(),
+        },
+    )
+
+
+def test_summarise_matches_hand_computation():
+    records = [
+        record("random", 0.90, set_seed=0),
+        record("ot_dd", 0.92, set_seed=0),
+        record("random", 0.92, set_seed=1),
+        record("ot_dd", 0.95, set_seed=1),
+        record("random", 0.94, set_seed=2),
+        record("ot_dd", 0.98, set_seed=2),
+    ]
+    random, method = report.summarise(records)
+    assert (random.set, method.set) == ("random", "ot_dd")
+    assert random.hard.difference is None and random.soft is None
+    np.testing.assert_allclose(random.hard.accuracy, (92.0, 2.0, 3))
+    np.testing.assert_allclose(method.hard.accuracy, (95.0, 3.0, 3))
+    difference = method.hard.difference  # of 2, 3, 4: std 1, t(2) = 4.30265
+    np.testing.assert_allclose(difference.mean, 3.0)
+    np.testing.assert_allclose(difference.standard_error, 1 / np.sqrt(3))
+    half = 4.30265273 / np.sqrt(3)
+    np.testing.assert_allclose(difference[2:4], (3 - half, 3 + half), rtol=1e-6)
+    assert difference.verdict == "better" and difference.pairs == 3
+
+
+def test_summarise_keeps_order_variants_students_and_sizes():
+    records = [
+        record("random", 0.5),
+        record("ot_dd", 0.6),
+        record("ot_dd", 0.6, labels="soft"),
+        record("ot_dd", 0.5, labels="soft", variant="no_lia"),
+        record("random", 0.4, student="resnet10"),
+    ]
+    sets = {
+        "ot_dd": {
+            "title": "ot-dd (full)",
+            "transport": {"mean": 1.5},
+            "bytes": {"images": 10, "soft_labels": 20},
+        },
+        "random": {"title": "random real"},
+    }
+    rows = report.summarise(records, sets)
+    assert [(r.student, r.set, r.variant) for r in rows] == [
+        ("convnet3", "ot_dd", ""),
+        ("convnet3", "ot_dd", "no_lia"),
+        ("convnet3", "random", ""),
+        ("resnet10", "random", ""),
+    ]
+    assert rows[0].title == "ot-dd (full)" and rows[1].title == "ot-dd, without LIA"
+    assert rows[0][-3:] == (1.5, 10, 20) and rows[3][-3:] == (None, None, None)
+    assert rows[0].hard.accuracy.std is None and rows[1].hard is None
+    [(student, _, labels, difference)] = compare(
+        records, ("ot_dd", "no_lia"), ("ot_dd", "")
+    )
+    assert (student, labels) == ("convnet3", "soft")
+    np.testing.assert_allclose(difference.mean, -10.0)
+    assert difference.low is None and difference.verdict == "no clear difference"
+
+
+def test_ablations_stand_beside_the_method():
+    names = ["random", "ot_dd", "kmeans", "no_otg"]
+    rows = report.summarise([record(n, 0.5) for n in names], {n: {} for n in names})
+    assert [r.set for r in rows] == ["random", "ot_dd", "no_otg", "kmeans"]
+    records = [record("random", 0.5), record("ot_dd", 0.6), record("no_otg", 0.9)]
+    assert "no otg" not in " ".join(report.headline(records).details)
+
+
+def test_students_of_one_set_do_not_count_as_independent():
+    first = {(0, 0): 92.0, (0, 1): 94.0, (1, 0): 95.0, (1, 1): 95.0}
+    second = {(0, 0): 90.0, (0, 1): 90.0, (1, 0): 90.0, (1, 1): 90.0, (2, 0): 0.0}
+    found = paired_difference(first, second)  # sets differ by 3 and 5
+    assert (found.mean, found.standard_error, found.pairs) == (4.0, 1.0, 4)
+    assert found.unit == "set seeds" and found.verdict == "no clear difference"
+    one_set = {key: value for key, value in first.items() if key[0] == 0}
+    assert paired_difference(one_set, second).unit == "student seeds"
+    assert paired_difference(first, {(7, 7): 1.0}) is None
+
+
+def test_values_that_are_missing_or_not_finite_are_left_out():
+    records = [
+        record("random", 0.5),
+        record("random", None, set_seed=1),
+        record("random", float("nan"), set_seed=2),
+        record("random", 0.5),
+    ]
+    [row] = report.summarise(records)
+    assert row.hard.accuracy.count == 1 and row.hard.best is None
+
+
+@pytest.mark.parametrize(
+    ("gains", "expected"),
+    [
+        ((0.03, 0.031, 0.035), "better"),
+        ((-0.03, -0.031, -0.035), "worse"),
+        ((0.05, -0.01, 0.02), "no clear difference"),
+        ((0.05,), "no clear difference"),
+    ],
+)
+def test_headline_claims_only_what_the_interval_allows(gains, expected):
+    records = []
+    for seed, gain in enumerate(gains):
+        records.append(record("random", 0.9, set_seed=seed))
+        records.append(record("ot_dd", 0.9 + gain, set_seed=seed))
+    found = report.headline(records, {"random": {"title": "random real (10 seeds)"}})
+    assert found.verdict == expected and found.text.endswith(expected)
+    assert found.text.startswith("ot-dd ") and " vs random real 90.0" in found.text
+    assert ("clearly" in found.text) == (expected in ("better", "worse"))
+
+
+def test_headline_gives_means_deviations_and_difference():
+    found = report.headline(make_results()["records"], make_results()["sets"])
+    number = r"\d+\.\d ± \d+\.\d"
+    expected = rf"ot-dd {number} vs random real images {number}: \+\d\.\d points, .*"
+    assert re.fullmatch(expected, found.text)
+    assert "Paired 95 % interval" in found.details[0]
+    assert any("k-means" in detail for detail in found.details)
+
+
+def test_headline_without_a_comparison():
+    assert report.headline([]).verdict == "no result"
+    assert report.headline([record("ot_dd", 0.9)]).verdict == "no comparison"
+    assert report.headline([record("random", 0.9)]).verdict == "no comparison"
+
+
+def test_table_in_the_terminal():
+    console = Console(file=io.StringIO(), width=120)
+    results = make_results()
+    report.print_table(report.summarise(results["records"], results["sets"]), console)
+    text = console.file.getvalue()
+    assert "ot-dd: full method" in text and "without OT matching" in text
+    assert re.search(r"random real images\s+│ \d\d\.\d ± \d\.\d \(6\)", text)
+
+
+def test_page_is_standalone_and_complete(tmp_path):
+    path = report.write_report(tmp_path / "run", make_results(), make_figures())
+    assert path == tmp_path / "run" / "report.html"
+    page = path.read_text("utf-8")
+    assert (
+        "http://" not in page
+        and "https://" not in page
+        and "//" not in re.sub(r"base64,[^\"]*", "", page)
+    )
+    assert "<script" not in page and "@import" not in page
+    for target in re.findall(r'(?:src|href)="([^"]*)"', page):
+        assert target.startswith(("data:", "#"))
+    for title in (
+        "Test accuracy",
+        "All numbers",
+        "Guidance while sampling",
+        "Teachers",
+    ):
+        assert title in page
+    assert "prefers-color-scheme: dark" in page
+    assert len(page) < 3_000_000
+
+
+def test_everything_from_outside_is_escaped(tmp_path):
+    evil = "<script>alert('x')</script>\"onload=\"y"
+    results = make_results()
+    for item in results["records"]:
+        item["student"] = evil
+        item["set"] = evil if item["set"] == "kmeans" else item["set"]
+    results |= {"name": evil, "command": evil, "config": {evil: {evil: evil}}}
+    results |= {"versions": {evil: evil}, "teachers": [{"name": evil}]}
+    results |= {"seconds": {evil: 1.0}, "autoencoder": {evil: evil}}
+    results["sets"][evil] = results["sets"].pop("kmeans") | {"title": evil}
+    results["curves"][evil] = {"step": [0, 1], "loss": [1.0, 0.5]}
+    figures = make_figures((evil, *"123456789"))
+    page = report.write_report(tmp_path, results, figures).read_text("utf-8")
+    assert "&lt;script&gt;" in page
+    assert "<script" not in page and '"onload="' not in page
+
+
+def test_page_of_an_unfinished_run(tmp_path):
+    page = report.write_report(tmp_path, {"name": "x"}, report.Figures()).read_text()
+    assert "No student has been trained yet." in page
+    results = make_results()
+    empty = {"full_data": None, "teachers": [], "seconds": {}, "curves": {}}
+    results |= empty | {"sets": {n: {"title": n} for n in SETS}}
+    curve = {"step": [0, 1], "loss": [float("nan"), None]}
+    results["curves"] = {"autoencoder": curve}
+    report.write_report(tmp_path, results, report.Figures(class_names=("a",)))
+    nothing_learnt = {"full_data": {"student": "convnet3", "accuracy": 0.0}}
+    report.write_report(tmp_path, make_results() | nothing_learnt, report.Figures())
+
+
+def test_many_classes_large_colour_images(tmp_path):
+    rng = np.random.default_rng(0)
+    real = rng.integers(0, 256, (30, 2, 224, 224, 3), np.uint8)
+    names = [f"a rather long class name {i}" for i in range(30)]
+    figures = report.Figures(class_names=names, real=real, sets={"ot_dd": real[:, :1]})
+    page = report.write_report(tmp_path, make_results(), figures).read_text()
+    assert "20 of 30 classes" in page
+
+
+def test_strip_keeps_pixels():
+    images = np.arange(2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 3, 1)
+    markup = _figures.strip(images, alt="a<b")
+    assert 'alt="a&lt;b"' in markup
+    data = base64.b64decode(re.search(r"base64,([^\"]*)", markup)[1])
+    pixels = np.asarray(Image.open(io.BytesIO(data)))
+    scale = _figures.STRIP_PIXELS // 3
+    assert pixels.shape[0] == 2 * scale
+    np.testing.assert_array_equal(
+        pixels[::scale, : 3 * scale : scale, 0], images[0, ..., 0]
+    )
+    assert set(np.unique(pixels[..., 3])) == {0, 255}
+
+
+def test_ticks_are_round_and_inside():
+    assert _figures.ticks(0.3, 9.7) == [2, 4, 6, 8]
+    assert _figures.ticks(1.0, 1.0) == [1.0]
+    np.testing.assert_allclose(_figures.log_ticks(0.02, 12), [0.1, 1, 10])
+    assert _html.tag("a", "<", None, [_html.Html("<b>")]) == "<a>&lt;<b></a>"
+
+
+@pytest.mark.skipif(not shutil.which(CHROMIUM), reason="needs chromium")
+@pytest.mark.parametrize("width", [400, 1280])
+def test_browser_shows_the_page(tmp_path, width):
+    path = report.write_report(tmp_path, make_results(), make_figures())
+    shot = tmp_path / "page.png"
+    flags = "headless no-sandbox disable-gpu disable-quic no-first-run hide-scrollbars"
+    flags += " disable-background-networking disable-component-update disable-sync"
+    command = [CHROMIUM, *[f"--{flag}" for flag in flags.split()]]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}"]
+    command += [f"--window-size={width},900", path.as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    pixels = np.asarray(Image.open(shot).convert("RGB"))
+    assert pixels.shape[1] == width
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50

@@ -1,0 +1,55 @@
+"""Configs: all of them validate, and mistakes are named."""
+
+import importlib
+
+import pytest
+
+from configs import digits
+from ot_dd.config import ConfigError, fingerprint, parse_arg, validate
+
+NAMES = ("digits", "fashion_mnist", "imagenet1k", "imagenette", "imagewoof", "cifar100")
+
+
+@pytest.mark.parametrize("arg", ["", "debug"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_validates(name, arg):
+    module = importlib.import_module(f"configs.{name}")
+    validate(module.get_config(arg))
+    assert "COMMAND:" in module.__doc__
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("ipc", 0, "config.ipc is 0: must be at least 1"),
+        ("student.model", "resnet19", "did you mean 'resnet18'"),
+        ("teachers.models", ("convnet", "vitt"), "did you mean 'vit'"),
+        ("guidance.transport.window", (3, 40), "within the 20 steps"),
+        ("guidance.influence.window", (9, 3), "config.guidance.influence.window"),
+        ("sampler.group", 3, "must be 1 .greedy., 0 .joint. or divide ipc=10"),
+        ("sampler.name", "ddpm", "is sampled by flow"),
+        ("refine.optimise", "labels", "config.refine.optimise is 'labels'"),
+        ("refine.features", ("clip",), "use 'fresh:<model>'"),
+        ("lia.teachers_by_ipc", ((1, 9),), "1 to 4 teachers"),
+        ("lia.mode", "later", "config.lia.mode"),
+        ("study.baselines", ("luck",), "known are random"),
+    ],
+)
+def test_mistakes_are_named(field, value, message):
+    config = digits.get_config()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ConfigError, match=message):
+        validate(config)
+
+
+def test_switches():
+    assert parse_arg("debug,ipc50", "debug", "ipc50") == {"debug", "ipc50"}
+    with pytest.raises(ConfigError, match="did you mean 'debug'"):
+        parse_arg("debgu", "debug")
+
+
+def test_fingerprints_follow_values_only():
+    one, two = digits.get_config(), digits.get_config()
+    assert fingerprint(one.refine) == fingerprint(two.refine)
+    two.refine.steps += 1
+    assert fingerprint(one.refine) != fingerprint(two.refine)
