@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ import jax
 import orbax.checkpoint as ocp
 
 logging.getLogger("absl").setLevel(logging.ERROR)
+
+# Orbax numbers the save operations of a process, and the parts of a save that run in the
+# background look their number up: two managers that write at once take each other's.
+_turn = threading.Lock()
+_writing: ocp.CheckpointManager | None = None
 
 
 class Checkpoints:
@@ -34,8 +40,16 @@ class Checkpoints:
         )
 
     def save(self, step: int, tree: Any) -> None:
-        """Saves a tree of arrays as `step`; returns while it is being written."""
-        self._manager.save(step, args=ocp.args.StandardSave(tree))
+        """Saves a tree of arrays as `step`; returns while it is being written.
+
+        Another run's write that is still going on is waited for.
+        """
+        global _writing
+        with _turn:
+            if _writing is not None:
+                _writing.wait_until_finished()
+            _writing = self._manager
+            self._manager.save(step, args=ocp.args.StandardSave(tree))
 
     def restore(self, example: Any) -> Any | None:
         """Returns the newest tree, placed like `example`, or None if there is none."""
@@ -47,7 +61,7 @@ class Checkpoints:
 
     def finish(self, note: dict) -> None:
         """Waits for pending writes, then marks the run as finished with `note`."""
-        self._manager.wait_until_finished()
+        self._wait()
         write_json(self.directory / "finished.json", note)
 
     def finished(self) -> dict | None:
@@ -56,8 +70,15 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for pending writes and closes the manager."""
-        self._manager.wait_until_finished()
+        self._wait()
         self._manager.close()
+
+    def _wait(self) -> None:
+        global _writing
+        with _turn:
+            self._manager.wait_until_finished()
+            if _writing is self._manager:
+                _writing = None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,0 +1,38 @@
+"""Checkpoints: restored as saved, also when several runs of a process save at once."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import jax.numpy as jnp
+import numpy as np
+
+from ot_dd.checkpoint import Checkpoints
+
+
+def _tree(value):
+    return {"a": jnp.full((50,), value), "b": jnp.arange(10)}
+
+
+def test_runs_that_save_at_the_same_time_do_not_mix(tmp_path):
+    def run(number):
+        checkpoints = Checkpoints(tmp_path / str(number))
+        for step in range(1, 16):
+            checkpoints.save(step, _tree(100.0 * number + step))
+        checkpoints.finish({"number": number})
+        checkpoints.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        for job in [pool.submit(run, number) for number in range(4)]:
+            job.result()
+    for number in range(4):
+        checkpoints = Checkpoints(tmp_path / str(number))
+        restored = checkpoints.restore(_tree(0.0))
+        np.testing.assert_array_equal(restored["a"], np.full(50, 100.0 * number + 15))
+        assert checkpoints.finished() == {"number": number}
+        checkpoints.close()
+
+
+def test_nothing_to_restore_is_none(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.restore(_tree(0.0)) is None
+    assert checkpoints.finished() is None
+    checkpoints.close()
