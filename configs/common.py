@@ -34,7 +34,7 @@ def base(name: str) -> ConfigDict:
     )
     config.autoencoder = ConfigDict(
         dict(
-            optimiser, model="autoencoder_kl", options=ConfigDict(), steps=2000,
+            optimiser, model="autoencoder_small", options=ConfigDict(), steps=2000,
             l1_weight=1.0, mse_weight=1.0, kl_weight=1e-4, feature_weight=0.1,
             feature_teachers=1, padded_size=0,
         )
@@ -79,7 +79,7 @@ def base(name: str) -> ConfigDict:
             optimise="latents", rank=0, steps=200, learning_rate=0.05, clip=0.0,
             features=("fresh:convnet",), width=48, depth=3, divergence="sinkhorn",
             cost_fn="sqeuclidean", epsilon=10.0, num_iters=20, real_batch=64,
-            anchor_weight=0.0, save_every=50,
+            anchor_weight=0.0, class_weight=0.0, save_every=50,
         )
     )  # fmt: skip
     config.lia = ConfigDict(

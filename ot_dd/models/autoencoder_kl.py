@@ -1,4 +1,4 @@
-"""A small convolutional autoencoder with a Gaussian latent (Rombach et al., 2022)."""
+"""Stable Diffusion's KL autoencoder (Rombach et al., 2022), encoder and decoder."""
 
 import flax.linen as nn
 import jax
@@ -10,35 +10,62 @@ from ot_dd.models import layers
 class _ResBlock(nn.Module):
     """Two rounds of GroupNorm, SiLU and 3x3 convolution around a shortcut."""
 
+    features: int
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = layers.GroupNorm(self.groups, 1e-6, name="norm1")(x)
+        y = layers.Conv(self.features, name="conv1")(nn.silu(y))
+        y = layers.GroupNorm(self.groups, 1e-6, name="norm2")(y)
+        y = layers.Conv(self.features, name="conv2")(nn.silu(y))
+        if x.shape[-1] != self.features:
+            x = layers.Conv(self.features, (1, 1), name="conv_shortcut")(x)
+        return x + y
+
+
+class _Attention(nn.Module):
+    """Single-head attention over all positions, around a shortcut."""
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        b, h, w, c = x.shape
+        y = layers.GroupNorm(self.groups, 1e-6, name="norm")(x)
+        return x + layers.SelfAttention(1, name="attn")(y.reshape(b, h * w, c)).reshape(
+            x.shape
+        )
+
+
+class _Middle(nn.Module):
     groups: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = x.shape[-1]
-        y = layers.GroupNorm(self.groups, 1e-6, name="norm1")(x)
-        y = layers.Conv(c, name="conv1")(nn.silu(y))
-        y = layers.GroupNorm(self.groups, 1e-6, name="norm2")(y)
-        return x + layers.Conv(c, name="conv2")(nn.silu(y))
+        x = _ResBlock(c, self.groups, name="block0")(x)
+        x = _Attention(self.groups, name="attention")(x)
+        return _ResBlock(c, self.groups, name="block1")(x)
 
 
 class _Encoder(nn.Module):
     channels: tuple[int, ...]
     out_channels: int
     blocks: int
-    patch: int
     groups: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = layers.space_to_depth(x, self.patch)
         x = layers.Conv(self.channels[0], name="conv_in")(x)
         for level, c in enumerate(self.channels):
-            if level > 0:
-                # Pad below and to the right only, as Stable Diffusion's encoder does.
+            for i in range(self.blocks):
+                x = _ResBlock(c, self.groups, name=f"block{level}_{i}")(x)
+            if level < len(self.channels) - 1:
+                # Padded below and to the right only.
                 pad = ((0, 1), (0, 1))
                 x = layers.Conv(c, strides=2, padding=pad, name=f"down{level}")(x)
-            for i in range(self.blocks):
-                x = _ResBlock(self.groups, name=f"block{level}_{i}")(x)
+        x = _Middle(self.groups, name="middle")(x)
         x = layers.GroupNorm(self.groups, 1e-6, name="norm_out")(x)
         return layers.Conv(self.out_channels, name="conv_out")(nn.silu(x))
 
@@ -47,56 +74,59 @@ class _Decoder(nn.Module):
     channels: tuple[int, ...]
     out_channels: int
     blocks: int
-    patch: int
     groups: int
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
         x = layers.Conv(self.channels[-1], name="conv_in")(z)
+        x = _Middle(self.groups, name="middle")(x)
         for level, c in reversed(list(enumerate(self.channels))):
-            if level < len(self.channels) - 1:
+            for i in range(self.blocks + 1):
+                x = _ResBlock(c, self.groups, name=f"block{level}_{i}")(x)
+            if level > 0:
                 x = x.repeat(2, 1).repeat(2, 2)
                 x = layers.Conv(c, name=f"up{level}")(x)
-            for i in range(self.blocks):
-                x = _ResBlock(self.groups, name=f"block{level}_{i}")(x)
         x = layers.GroupNorm(self.groups, 1e-6, name="norm_out")(x)
-        x = layers.Conv(self.patch**2 * self.out_channels, name="conv_out")(nn.silu(x))
-        return layers.depth_to_space(x, self.patch)
+        return layers.Conv(self.out_channels, name="conv_out")(nn.silu(x))
 
 
 class AutoencoderKL(nn.Module):
     """Images `[b, h, w, c]` to Gaussian latents `[b, h / f, w / f, latent]` and back.
 
-    The factor `f` is `patch * 2^(len(channels) - 1)`. Without attention and with the
-    change of channels inside the resampling convolutions, it is cheaper than Stable
-    Diffusion's autoencoder and takes none of its weights.
+    The factor `f` is `2^(len(channels) - 1)`; the defaults are Stable Diffusion 1's.
+    Latents are in the network's own units: Stable Diffusion multiplies them by 0.18215
+    before diffusion.
 
     Attributes:
       image_channels: channels `c` of the images.
       channels: channels per resolution, finest first.
       latent_channels: channels of the latent.
-      blocks: residual blocks per resolution.
-      patch: factor of the space-to-depth that stands before the first convolution.
+      blocks: residual blocks per resolution of the encoder; the decoder has one more.
       groups: groups of the group norms; must divide every entry of `channels`.
+      slices: decode and encode so many images at a time, 0 for all: activations at full
+        resolution take some 0.5 GiB an image of 256 x 256.
     """
 
     image_channels: int = 3
-    channels: tuple[int, ...] = (32, 64)
+    channels: tuple[int, ...] = (128, 256, 512, 512)
     latent_channels: int = 4
-    blocks: int = 1
-    patch: int = 1
-    groups: int = 8
+    blocks: int = 2
+    groups: int = 32
+    slices: int = 0
 
     def setup(self):
-        """Makes `encoder` and `decoder`, so that each can be applied alone."""
-        sizes = (self.blocks, self.patch, self.groups)
-        self.encoder = _Encoder(self.channels, 2 * self.latent_channels, *sizes)
+        """Makes encoder and decoder, so that each can be applied alone."""
+        sizes = (self.blocks, self.groups)
+        moments = 2 * self.latent_channels
+        self.encoder = _Encoder(self.channels, moments, *sizes)
         self.decoder = _Decoder(self.channels, self.image_channels, *sizes)
+        self.quant_conv = layers.Conv(moments, (1, 1))
+        self.post_quant_conv = layers.Conv(self.latent_channels, (1, 1))
 
     @property
     def factor(self) -> int:
         """Ratio of the sides of the image and of the latent."""
-        return self.patch * 2 ** (len(self.channels) - 1)
+        return 2 ** (len(self.channels) - 1)
 
     def encode(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Encodes.
@@ -110,22 +140,19 @@ class AutoencoderKL(nn.Module):
         Raises:
           ValueError: if `f` does not divide the image, or `c` is not `image_channels`.
         """
-        h, w, c = x.shape[1:]
-        if h % self.factor or w % self.factor:
-            raise ValueError(
-                f"autoencoder_kl downsamples by {self.factor}, which does not divide "
-                f"the {h}x{w} image: pad or resize it."
-            )
-        if c != self.image_channels:
-            raise ValueError(
-                f"image_channels={self.image_channels}, but the images have {c}."
-            )
-        mean, log_variance = jnp.split(self.encoder(x), 2, -1)
+        layers.check_autoencoder_input(self, x)
+        moments = self._sliced(lambda part: self.quant_conv(self.encoder(part)), x)
+        mean, log_variance = jnp.split(moments, 2, -1)
         return mean, jnp.clip(log_variance, -30.0, 20.0)
 
     def decode(self, z: jax.Array) -> jax.Array:
         """Decodes latents `[b, h / f, w / f, latent]` to about [-1, 1], unclipped."""
-        return self.decoder(z)
+        return self._sliced(lambda part: self.decoder(self.post_quant_conv(part)), z)
+
+    def _sliced(self, fn, x):
+        if not self.slices or x.shape[0] <= self.slices or self.is_initializing():
+            return fn(x)
+        return jax.lax.map(lambda one: fn(one[None])[0], x, batch_size=self.slices)
 
     def __call__(self, x: jax.Array):
         """Returns the reconstruction of the mean, the mean and the log-variance."""

@@ -303,13 +303,14 @@ class InstanceNorm(GroupNorm):
     """
 
 
-def norm(kind: str, *, train: bool, name: str):
+def norm(kind: str, *, train: bool, name: str, epsilon: float = 1e-5):
     """Makes the normalisation layer of a classifier.
 
     Args:
-      kind: "instance", "batch" (momentum 0.9, epsilon 1e-5) or "none".
+      kind: "instance", "batch" (momentum 0.9) or "none".
       train: whether a batch norm uses, and updates, the batch's statistics.
       name: the layer's parameter name.
+      epsilon: added to the variance.
 
     Returns:
       A callable on `[b, h, w, c]`.
@@ -318,10 +319,10 @@ def norm(kind: str, *, train: bool, name: str):
       ValueError: if `kind` is unknown.
     """
     if kind == "instance":
-        return InstanceNorm(name=name)
+        return InstanceNorm(epsilon=epsilon, name=name)
     if kind == "batch":
         return nn.BatchNorm(
-            use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name
+            use_running_average=not train, momentum=0.9, epsilon=epsilon, name=name
         )
     if kind == "none":
         return lambda x: x
@@ -332,6 +333,29 @@ def check_stem(stem: str) -> None:
     """Raises ValueError unless `stem` is "imagenet" or "cifar"."""
     if stem not in ("imagenet", "cifar"):
         raise ValueError(f"stem={stem!r}: expected 'imagenet' or 'cifar'.")
+
+
+def check_size(name: str, x: jax.Array, least: int) -> None:
+    """Raises ValueError if the images `[b, h, w, c]` have fewer pixels a side."""
+    if min(x.shape[1:3]) < least:
+        raise ValueError(
+            f"{name} needs images of at least {least} pixels, "
+            f"got {x.shape[1]}x{x.shape[2]}."
+        )
+
+
+def check_autoencoder_input(module, x: jax.Array) -> None:
+    """Raises ValueError unless images `[b, h, w, c]` fit `factor`, `image_channels`."""
+    h, w, c = x.shape[1:]
+    if h % module.factor or w % module.factor:
+        raise ValueError(
+            f"the autoencoder downsamples by {module.factor}, which does not divide "
+            f"the {h}x{w} image: pad or resize it."
+        )
+    if c != module.image_channels:
+        raise ValueError(
+            f"image_channels={module.image_channels}, but the images have {c}."
+        )
 
 
 def avg_pool(x: jax.Array) -> jax.Array:

@@ -21,7 +21,7 @@ _STAGES = (
 )
 
 
-def _scaled(channels: int, width_mult: float) -> int:
+def scaled(channels: int, width_mult: float) -> int:
     """Scales a channel count to a multiple of 8 that is at most 10 % smaller."""
     scaled = channels * width_mult
     rounded = max(8, int(scaled + 4) // 8 * 8)
@@ -80,7 +80,7 @@ class MobileNetV2(nn.Module):
         layers.check_stem(self.stem)
         cifar = self.stem == "cifar"
         norm = partial(layers.norm, self.norm, train=train)
-        width = _scaled(32, self.width_mult)
+        width = scaled(32, self.width_mult)
         x = _conv(width, (3, 3), 1 if cifar else 2, 1, name="conv_stem")(x)
         x = nn.relu6(norm(name="norm_stem")(x))
         for stage, (expansion, channels, count, strides) in enumerate(_STAGES):
@@ -88,13 +88,13 @@ class MobileNetV2(nn.Module):
                 strides = 1
             for i in range(count):
                 x = _InvertedResidual(
-                    features=_scaled(channels, self.width_mult),
+                    features=scaled(channels, self.width_mult),
                     expansion=expansion,
                     strides=strides if i == 0 else 1,
                     norm=self.norm,
                     name=f"block{stage}_{i}",
                 )(x, train)
-        x = _conv(_scaled(1280, max(1.0, self.width_mult)), (1, 1), name="conv_head")(x)
+        x = _conv(scaled(1280, max(1.0, self.width_mult)), (1, 1), name="conv_head")(x)
         x = nn.relu6(norm(name="norm_head")(x)).mean((1, 2))
         init = nn.initializers.normal(0.01)
         logits = nn.Dense(self.num_classes, kernel_init=init, name="fc")(x)

@@ -38,7 +38,7 @@ class Autoencoder:
       variables: the module's variables; empty for pixel space.
       mean: per-channel mean of the raw latents `[k]`.
       std: per-channel standard deviation `[k]`.
-      module: an `autoencoder_kl`, or None: latents are pixels.
+      module: an autoencoder, or None: latents are pixels.
       image_shape: `(h, w, c)`.
       padding: rows and columns added at each end to reach a size the module divides.
     """
@@ -135,9 +135,13 @@ class Classifier:
         """Returns logits `[b, classes]` of images in `[-1, 1]`."""
         return self.module.apply(self.variables, images, train=False)
 
+    def logits_and_features(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns logits `[b, classes]` and the features before the last layer."""
+        return self.module.apply(self.variables, images, train=False, features=True)
+
     def features(self, images: jax.Array) -> jax.Array:
         """Returns the features before the last layer `[b, d]`."""
-        return self.module.apply(self.variables, images, train=False, features=True)[1]
+        return self.logits_and_features(images)[1]
 
 
 @flax.struct.dataclass

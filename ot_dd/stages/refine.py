@@ -247,7 +247,10 @@ def _renderer(optimise: str, sampler: str):
 
 
 def _feature_sources(settings, num_classes: int):
-    """Returns functions `(key, images, fixed) -> features [n, d]`, one per source."""
+    """Returns functions `(key, images, fixed) -> (logits [n, c], features [n, d])`.
+
+    Logits of networks that are not trained say nothing and are None.
+    """
 
     def fresh(model):
         sizes = {"width": settings.width, "depth": settings.depth}
@@ -256,7 +259,7 @@ def _feature_sources(settings, num_classes: int):
 
         def source(key, images, fixed):
             variables = module.init(key, images[:1])
-            return module.apply(variables, images, features=True)[1]
+            return None, module.apply(variables, images, features=True)[1]
 
         return source
 
@@ -265,13 +268,14 @@ def _feature_sources(settings, num_classes: int):
         e = jax.random.randint(key, (), 0, count)
         chosen = jax.tree.map(lambda p: p[e], fixed.surrogate.params)
         module = fixed.surrogate.module
-        return module.apply({"params": chosen}, images, features=True)[1]
+        return module.apply({"params": chosen}, images, features=True)
 
     def teachers(key, images, fixed):
         # Clouds of all teachers side by side, each scaled to unit mean square.
-        clouds = [teacher.features(images) for teacher in fixed.teachers]
-        scales = [jax.lax.rsqrt(jnp.mean(cloud**2) + 1e-12) for cloud in clouds]
-        return jnp.concatenate([c * s for c, s in zip(clouds, scales)], axis=1)
+        found = [teacher.logits_and_features(images) for teacher in fixed.teachers]
+        scaled = [x * jax.lax.rsqrt(jnp.mean(x**2) + 1e-12) for _, x in found]
+        logits = sum(logits for logits, _ in found) / len(found)
+        return logits, jnp.concatenate(scaled, axis=1)
 
     named = {"surrogate": surrogate, "teachers": teachers}
     return [
@@ -332,21 +336,25 @@ def _program(settings, view_config, sampler: str, shape: tuple[int, int], mesh):
 
         def distance_by(source):
             def run(network, real, synthetic, fixed):
-                features = source(network, synthetic, fixed)
-                target = jax.lax.stop_gradient(source(network, real, fixed))
+                logits, features = source(network, synthetic, fixed)
+                target = jax.lax.stop_gradient(source(network, real, fixed)[1])
                 features = features.reshape(num_classes, ipc, -1)
                 target = target.reshape(num_classes, settings.real_batch, -1)
                 each = jax.vmap(lambda s, r: feature_distance(s, r, settings))
-                return each(features, target).mean()
+                distance = each(features, target).mean()
+                if logits is None or not settings.class_weight:
+                    return distance, jnp.zeros(())
+                cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+                return distance, cross_entropy(logits, fixed.classes).mean()
 
             return run
 
         which = jax.random.randint(turn, (), 0, len(sources))
         branches = [distance_by(source) for source in sources]
-        distance = jax.lax.switch(
+        distance, cross_entropy = jax.lax.switch(
             which, branches, network, real, synthetic, data_.fixed
         )
-        loss = distance
+        loss = distance + settings.class_weight * cross_entropy
         if settings.anchor_weight:
             anchor = data_.fixed.latents
             loss += settings.anchor_weight * jnp.mean((latents - anchor) ** 2)

@@ -112,7 +112,7 @@ def test_sincos_positions_by_hand():
     ],
 )
 def test_autoencoder_shapes(options, factor):
-    module = models.create("autoencoder_kl", image_channels=1, **options)
+    module = models.create("autoencoder_small", image_channels=1, **options)
     x = jax.random.normal(jax.random.key(0), (2, 16, 24, 1))
     variables = jax.jit(module.init)(jax.random.key(1), x)
     mean, log_variance = module.apply(variables, x, method="encode")
@@ -125,7 +125,7 @@ def test_autoencoder_shapes(options, factor):
 
 
 def test_autoencoder_clips_the_log_variance():
-    module = models.create("autoencoder_kl", channels=(8,))
+    module = models.create("autoencoder_small", channels=(8,))
     x = 1e6 * jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
     variables = module.init(jax.random.key(1), x)
     kernel = variables["params"]["encoder"]["conv_out"]["kernel"]
@@ -139,13 +139,13 @@ def test_autoencoder_clips_the_log_variance():
     [((1, 14, 16, 3), "downsamples by 4.*14x16"), ((1, 16, 16, 1), "image_channels=3")],
 )
 def test_autoencoder_refuses_what_it_cannot_encode(shape, message):
-    module = models.create("autoencoder_kl", patch=2)
+    module = models.create("autoencoder_small", patch=2)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(module.init, jax.random.key(0), jnp.zeros(shape))
 
 
 def test_autoencoder_learns_to_reconstruct():
-    module = models.create("autoencoder_kl", image_channels=1, channels=(8, 8))
+    module = models.create("autoencoder_small", image_channels=1, channels=(8, 8))
     x = jnp.sin(jnp.arange(8.0) + jnp.arange(8.0)[:, None])[None, :, :, None]
     x = jnp.concatenate([x, -x, x.swapaxes(1, 2) ** 2])
 

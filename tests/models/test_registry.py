@@ -16,7 +16,7 @@ def test_presets_can_be_overridden():
 
 
 def test_lists_become_tuples():
-    module = models.create("autoencoder_kl", channels=[8, 16])
+    module = models.create("autoencoder_small", channels=[8, 16])
     assert module.channels == (8, 16)
 
 

@@ -1,0 +1,134 @@
+"""Tensor files as lazy mappings: safetensors, npz, and PyTorch's .pt and .pth."""
+
+import zipfile
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import safetensors
+
+from ot_dd.convert import _pickle
+
+# Where training scripts put the weights that count, most wanted first: DiT's own
+# checkpoints hold {"model", "ema", "opt", "args"}.
+_WRAPPERS = ("ema", "state_dict", "model_state_dict", "model")
+
+
+class TensorFile(NamedTuple):
+    """Tensors of a file, each read when it is asked for.
+
+    Attributes:
+      shapes: the shape of every tensor by key.
+      read: reads one tensor by key.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[str], np.ndarray]
+
+
+def open_tensors(path: Path) -> TensorFile:
+    """Opens a file of tensors; nothing in it is executed.
+
+    Args:
+      path: a `.safetensors`, `.npz`, `.pt` or `.pth` file.
+
+    Returns:
+      Its tensors.
+
+    Raises:
+      FileNotFoundError: when there is no such file.
+      ValueError: for another ending, a damaged file, or a pickle that holds more than
+        tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"--input={path}: no such file")
+    readers = {
+        ".safetensors": _safetensors,
+        ".npz": _npz,
+        ".pt": _torch,
+        ".pth": _torch,
+    }
+    if path.suffix not in readers:
+        raise ValueError(
+            f"--input={path}: found {path.suffix or 'no ending'!r}, expected one of "
+            f"{', '.join(readers)}"
+        )
+    try:
+        return readers[path.suffix](path)
+    except (zipfile.BadZipFile, safetensors.SafetensorError, EOFError) as error:
+        raise ValueError(f"--input={path} is damaged: {error}") from error
+
+
+def _safetensors(path):
+    file = safetensors.safe_open(path, framework="numpy")
+    shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
+    return TensorFile(shapes, file.get_tensor)
+
+
+def _npz(path):
+    shapes = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as member:
+                version = np.lib.format.read_magic(member)
+                header = {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                }[version](member)
+            shapes[name.removesuffix(".npy")] = header[0]
+    arrays = np.load(path, allow_pickle=False)
+    return TensorFile(shapes, arrays.__getitem__)
+
+
+def _torch(path):
+    if find_spec("torch") is None:
+        return _of_pickle(_pickle.load(path))
+    import pickle
+
+    import torch
+
+    try:
+        # Files in the format before PyTorch 1.6 cannot be mapped into memory.
+        found = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"--input={path} is refused by torch.load: {first}") from error
+    tensors = _unwrap(path, found, torch.Tensor)
+
+    def read(key):
+        tensor = tensors[key].detach()
+        if tensor.dtype == torch.bfloat16:  # NumPy has none: exact in float32.
+            tensor = tensor.float()
+        return tensor.numpy()
+
+    return TensorFile({k: tuple(v.shape) for k, v in tensors.items()}, read)
+
+
+def _of_pickle(found):
+    tensors = _unwrap("the file", found, _pickle.Tensor)
+    shapes = {key: tensor.shape for key, tensor in tensors.items()}
+    return TensorFile(shapes, lambda key: tensors[key].read())
+
+
+def _unwrap(path, found, kind):
+    """Returns the mapping of names to tensors, also from within a training checkpoint."""
+    for wrapper in _WRAPPERS:
+        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
+            return _unwrap(path, found[wrapper], kind)
+    if not isinstance(found, Mapping) or not any(
+        isinstance(value, kind) for value in found.values()
+    ):
+        raise ValueError(
+            f"--input={path} holds a {type(found).__name__} without named tensors: "
+            "save a model's state_dict()"
+        )
+    return {
+        str(key).removeprefix("module."): value
+        for key, value in found.items()
+        if isinstance(value, kind)
+    }

@@ -1,0 +1,111 @@
+"""Trained networks on disk: what `python -m ot_dd.convert` writes, `load` reads."""
+
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ot_dd.checkpoint import Checkpoints, read_json, write_json
+from ot_dd.models._preprocess import Preprocess
+from ot_dd.models._registry import create
+from ot_dd.models.dit import DiT
+
+
+class Loaded(NamedTuple):
+    """A network with its weights.
+
+    Attributes:
+      module: the linen module.
+      variables: its variables.
+      preprocess: what its weights expect of uint8 images, or None.
+      note: the model's name and options, and where the weights come from.
+    """
+
+    module: nn.Module
+    variables: Any
+    preprocess: Preprocess | None
+    note: dict
+
+
+def shapes(module: nn.Module, inputs: tuple[int, ...]) -> dict[tuple[str, ...], tuple]:
+    """Returns the shape of every variable by `(collection, ..., leaf)`.
+
+    Args:
+      module: a module of the registry.
+      inputs: shape of its images or latents `[b, h, w, c]`.
+    """
+    leaves, _ = jax.tree.flatten_with_path(_abstract(module, inputs))
+    return {tuple(k.key for k in path): leaf.shape for path, leaf in leaves}
+
+
+def _abstract(module, inputs):
+    x = jax.ShapeDtypeStruct(tuple(inputs), jnp.float32)
+    extra = ()
+    if isinstance(module, DiT):
+        row = jax.ShapeDtypeStruct(x.shape[:1], jnp.float32)
+        extra = (row, jax.ShapeDtypeStruct(x.shape[:1], jnp.int32))
+    return jax.eval_shape(module.init, jax.random.key(0), x, *extra)
+
+
+def save(directory: Path, variables: Any, note: dict) -> None:
+    """Writes variables and the note that describes them; all of it or nothing.
+
+    Args:
+      directory: must not exist.
+      variables: nested dictionaries of arrays.
+      note: at least "model", "options", "inputs" and "preprocess".
+    """
+    directory = Path(directory).absolute()
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    checkpoints = Checkpoints(partial)
+    try:
+        # Orbax copies NumPy's arrays before it writes, and JAX's a part at a time; on a
+        # CPU `device_put` makes one of the other in place.
+        arrays = jax.tree.map(lambda x: jax.device_put(np.asarray(x)), variables)
+        checkpoints.save(0, arrays)
+    finally:
+        checkpoints.close()
+    write_json(partial / "model.json", note)
+    partial.rename(directory)
+
+
+def load(directory: Path, *, dtype=jnp.float32) -> Loaded:
+    """Loads what `save`, and so `python -m ot_dd.convert`, wrote.
+
+    Args:
+      directory: the directory.
+      dtype: the type of the variables.
+
+    Returns:
+      Module, variables, preprocessing and the note.
+
+    Raises:
+      FileNotFoundError: when the directory is no converted model.
+    """
+    directory = Path(directory)
+    note = read_json(directory / "model.json")
+    if note is None:
+        raise FileNotFoundError(
+            f"{directory} has no model.json: make it with python -m ot_dd.convert"
+        )
+    module = create(note["model"], **note["options"])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype),
+        _abstract(module, tuple(note["inputs"])),
+    )
+    checkpoints = Checkpoints(directory)
+    try:
+        variables = checkpoints.restore(abstract)
+    finally:
+        checkpoints.close()
+    preprocess = note["preprocess"]
+    if preprocess is not None:
+        preprocess = Preprocess(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in preprocess.items()}
+        )
+    return Loaded(module, variables, preprocess, note)
