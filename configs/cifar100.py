@@ -17,9 +17,10 @@ def get_config(arg=None):
     switches = parse_arg(arg, "debug")
     config = paper.base("cifar100", num_classes=100)
     config.data.source, config.data.image_size = "tfds:cifar100", 32
+    config.autoencoder.model = "autoencoder_small"
     config.autoencoder.options = dict(patch=1, channels=(64, 128, 128), blocks=2)
     config.autoencoder.steps = 50_000
-    config.denoiser.options = dict(patch=2, dim=768, depth=12, heads=12)
+    config.denoiser.model = "dit_b_2"
     config.denoiser.guidance_scale, config.denoiser.cfg_channels = 1.5, 0
     config.teachers.models = ("resnet18", "convnet3", "mobilenet_v2", "alexnet")
     config.teachers.options = dict(

@@ -37,17 +37,28 @@ def base(name: str) -> ConfigDict:
             optimiser, model="autoencoder_small", options=ConfigDict(), steps=2000,
             l1_weight=1.0, mse_weight=1.0, kl_weight=1e-4, feature_weight=0.1,
             feature_teachers=1, padded_size=0,
+            # A directory of `python -m ot_dd.convert` instead of training, and what its
+            # latents are multiplied by before diffusion.
+            weights="", latent_scale=0.18215,
         )
     )  # fmt: skip
     config.denoiser = ConfigDict(
         dict(
             optimiser, model="dit", options=ConfigDict(), steps=2000,
             parametrization="velocity", label_dropout=0.1, guidance_scale=1.5,
-            cfg_channels=0,
+            cfg_channels=0, dtype="float32",
+            # Converted weights, and the network's class of each of the data's, in order.
+            weights="", class_ids=(),
         )
     )  # fmt: skip
     config.teachers = ConfigDict(
-        dict(optimiser, models=("convnet3",), options=ConfigDict(), steps=1000)
+        dict(
+            optimiser,
+            models=("convnet3",),
+            options=ConfigDict(),
+            steps=1000,
+            weights=ConfigDict(),
+        )
     )
     config.teachers.weight_decay = 1e-2
     config.surrogate = ConfigDict(

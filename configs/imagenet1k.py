@@ -1,12 +1,14 @@
 r"""ImageNet-1K at the paper's settings, ResNet-18 students.
 
 Published (Cui et al.): IPC 10: 52.9 (300 epochs), 58.6 (1,000); IPC 50: 61.9, 64.2.
-Not reproduced here: needs pretrained DiT-XL/2 and autoencoder weights and a pod.
+Not reproduced here: needs pretrained DiT-XL/2 and autoencoder weights (docs/weights.md
+says how to convert them; without them both are trained) and a pod.
 Data: a TFDS directory prepared as ArrayRecord, or an image folder. Switches: `debug`
 (generated images, minutes on a CPU), `ipc1`, `ipc50`.
 
 COMMAND: python -m ot_dd.distill --config=configs/imagenet1k.py \
-    --config.data.source=tfds:/data/imagenet2012/5.1.0
+    --config.data.source=tfds:/data/imagenet2012/5.1.0 \
+    --config.autoencoder.weights=weights/sd_vae --config.denoiser.weights=weights/dit
 """
 
 from configs import paper

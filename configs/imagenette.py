@@ -6,7 +6,8 @@ Data: class folders of ImageNet's own training images, not the smaller fast.ai
 tarballs. Switches: `debug` (generated images, minutes on a CPU), `ipc50`.
 
 COMMAND: python -m ot_dd.distill --config=configs/imagenette.py \
-    --config.data.source=image_folder:/data/imagenette
+    --config.data.source=image_folder:/data/imagenette \
+    --config.autoencoder.weights=weights/sd_vae --config.denoiser.weights=weights/dit
 """
 
 from configs import paper
@@ -17,6 +18,8 @@ def get_config(arg=None):
     """Returns the config."""
     switches = parse_arg(arg, "debug", "ipc50")
     config = paper.base("imagenette", num_classes=10)
+    # Places of the ten wnids, in order, among ImageNet-1K's: what DiT was trained on.
+    config.denoiser.class_ids = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
     config.data.source = "image_folder:imagenette"
     if "ipc50" in switches:
         config.ipc = 50

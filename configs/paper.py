@@ -19,11 +19,10 @@ def base(name: str, num_classes: int) -> ConfigDict:
     config = common.base(name)
     config.data.image_size = 256
     config.data.augment.jitter = 0.0
-    config.autoencoder.options = dict(
-        channels=(128, 256, 512, 512), latent_channels=4, blocks=2, groups=32
-    )
+    config.autoencoder.model = "autoencoder_kl"
+    config.autoencoder.options = dict(slices=4)
     config.autoencoder.kl_weight, config.autoencoder.steps = 1e-6, 400_000
-    config.denoiser.options = dict(patch=2, dim=1152, depth=28, heads=16)
+    config.denoiser.model = "dit_xl_2"
     config.denoiser.parametrization = "epsilon_sigma"
     config.denoiser.guidance_scale, config.denoiser.cfg_channels = 4.0, 3
     config.denoiser.steps, config.denoiser.batch_size = 400_000, 256
@@ -57,9 +56,10 @@ def base(name: str, num_classes: int) -> ConfigDict:
 def shrink(config: ConfigDict, classes: int, size: int = 64) -> ConfigDict:
     """Turns a paper config into its `:debug` size, on generated images."""
     config = common.shrink(config)
+    config.denoiser.class_ids = ()
     config.data.source = f"synthetic:classes={classes},size={size},n=12"
     config.data.image_size = size
-    config.autoencoder.options = dict(channels=(8, 8, 8), latent_channels=4, groups=4)
+    config.autoencoder.options = dict(channels=(8, 8, 8), blocks=1, groups=4, slices=4)
     config.denoiser.options = dict(patch=2, dim=16, depth=2, heads=2)
     config.teachers.models = ("resnet18", "convnet3")
     config.teachers.options = dict(resnet18=dict(width=4), convnet3=dict(width=4))

@@ -18,6 +18,7 @@ from ot_dd.diffusion import (
     classifier_free_guidance,
     predict,
 )
+from ot_dd.models import Preprocess
 
 
 def to_float(images: jax.Array) -> jax.Array:
@@ -28,6 +29,12 @@ def to_float(images: jax.Array) -> jax.Array:
 def to_uint8(images: jax.Array) -> jax.Array:
     """Maps float `[-1, 1]` to uint8, rounding and clipping."""
     return jnp.round(jnp.clip(images * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
+
+
+def apply_in(dtype: str, module: nn.Module, params, x: jax.Array, *inputs) -> jax.Array:
+    """Applies a network that computes in `dtype` to float32 `x`, with float32 params."""
+    params, x = jax.tree.map(lambda v: v.astype(dtype), (params, x))
+    return module.apply({"params": params}, x, *inputs).astype(jnp.float32)
 
 
 @flax.struct.dataclass
@@ -89,6 +96,9 @@ class Denoiser:
       num_classes: number of classes; this number is the null class.
       scale: classifier-free guidance; 1 switches it off.
       cfg_channels: guide only the first of these channels (DiT's quirk); 0 is all.
+      dtype: what the network computes in; parameters and latents stay float32.
+      class_ids: the network's own number of each class and, last, of the null class;
+        empty where they are the same.
     """
 
     params: Any
@@ -97,13 +107,17 @@ class Denoiser:
     num_classes: int = flax.struct.field(pytree_node=False)
     scale: float = flax.struct.field(pytree_node=False)
     cfg_channels: int = flax.struct.field(pytree_node=False)
+    dtype: str = flax.struct.field(pytree_node=False, default="float32")
+    class_ids: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
 
     def __call__(self, process: Process, z, i, classes) -> Prediction:
         """Predicts from noisy latents `[b, ...]` at step index `i` (scalar)."""
         time = jnp.broadcast_to(process.timestep[i], z.shape[:1])
 
         def apply(z, time, classes):
-            return self.module.apply({"params": self.params}, z, time, classes)
+            if self.class_ids:
+                classes = jnp.asarray(self.class_ids)[classes]
+            return apply_in(self.dtype, self.module, self.params, z, time, classes)
 
         if self.scale == 1.0:
             output = apply(z, time, classes)
@@ -125,18 +139,22 @@ class Classifier:
       variables: parameters and, with batch norm, statistics.
       module: the network.
       name: its registered name.
+      preprocess: the normalisation that its weights expect, or None for [-1, 1].
     """
 
     variables: Any
     module: nn.Module = flax.struct.field(pytree_node=False)
     name: str = flax.struct.field(pytree_node=False)
+    preprocess: Preprocess | None = flax.struct.field(pytree_node=False, default=None)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Returns logits `[b, classes]` of images in `[-1, 1]`."""
-        return self.module.apply(self.variables, images, train=False)
+        return self.logits_and_features(images)[0]
 
     def logits_and_features(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns logits `[b, classes]` and the features before the last layer."""
+        if self.preprocess is not None:
+            images = self.preprocess.normalise(images)
         return self.module.apply(self.variables, images, train=False, features=True)
 
     def features(self, images: jax.Array) -> jax.Array:

@@ -67,7 +67,8 @@ def write_distilled(
         },
         "provenance": {
             "data": prepared.dataset.provenance,
-            "networks": "trained from scratch on the training split",
+            "networks": "trained on the training split, but for those under weights",
+            "weights": prepared.facts["weights"],
             "recipe": product.key,
         },
         "bytes": {

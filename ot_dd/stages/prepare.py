@@ -15,12 +15,14 @@ from ot_dd import data, diffusion, losses, models
 from ot_dd.config import ConfigError, fingerprint, options, to_dict
 from ot_dd.losses.influence import ravel_gradient
 from ot_dd.parallel import side_by_side
+from ot_dd.stages import pretrained
 from ot_dd.stages.artifacts import (
     Autoencoder,
     Classifier,
     Denoiser,
     Prepared,
     Surrogate,
+    apply_in,
     to_float,
     to_uint8,
 )
@@ -89,6 +91,12 @@ def prepare(config, workdir: WorkDir) -> Prepared:
             "teachers": list(teacher_facts),
             "autoencoder": {k: v for k, v in ae_note.items() if k != "curve"},
             "surrogate": {k: v for k, v in su_note.items() if k != "curve"},
+            # Networks that were loaded, with their files' hashes and licences.
+            "weights": [
+                {k: v for k, v in note.items() if k != "curve"}
+                for note in (ae_note, dn_note, *teacher_facts)
+                if "sha256" in note
+            ],
             "curves": {
                 "autoencoder": ae_note.get("curve"),
                 "denoiser": dn_note["curve"],
@@ -115,7 +123,7 @@ def _check_sizes(config, dataset):
 def _autoencoder_module(config, shape):
     """Returns the autoencoder and the padding at each end that the images get."""
     settings = config.autoencoder
-    module = models.create(
+    module = pretrained.module_of(settings.weights) or models.create(
         settings.model, image_channels=shape[-1], **options(settings.options)
     )
     size = settings.padded_size or shape[0] + -shape[0] % module.factor
@@ -161,11 +169,13 @@ def check_shapes(config, shape: tuple[int, ...], num_classes: int) -> None:
                 lambda v, x: empty.replace(variables=v).moments(x), variables, image
             )
         for part, (name, extra) in parts.items():  # noqa: B007 - named in the error
+            if part.startswith("teachers") and name in config.teachers.weights:
+                continue
             module = models.create(name, num_classes=num_classes, **dict(extra))
             jax.eval_shape(lambda x, m=module: m.init(key, x, train=True), image)
         part = "denoiser"
         settings = config.denoiser
-        module = models.create(
+        module = pretrained.module_of(settings.weights) or models.create(
             settings.model, num_classes=num_classes, **options(settings.options)
         )
         row = jnp.zeros((2,))
@@ -283,10 +293,27 @@ def _train(name, recipe_key, config, workdir, state, step_fn, data, seed, note):
 
 def _classifier(config, workdir, dataset, train, name, data_key):
     settings = config.teachers
+
+    def scores(classifier):
+        return {
+            "validation_accuracy": accuracy(classifier, *dataset.validation),
+            "test_accuracy": accuracy(classifier, *dataset.test),
+        }
+
     extra = options(settings.options[name]) if name in settings.options else {}
     num_classes = len(dataset.class_names)
+    if name in settings.weights:
+        classifier, note, key = pretrained.classifier(settings, name, num_classes)
+        full_name = f"teacher-{name}-{fingerprint(key, data_key)}"
+        return (
+            classifier,
+            note | workdir.json(full_name, lambda: scores(classifier)),
+            key,
+        )
     module = models.create(name, num_classes=num_classes, **extra)
-    key = fingerprint(data_key, name, extra, _without(settings, "models", "options"))
+    key = fingerprint(
+        data_key, name, extra, _without(settings, "models", "options", "weights")
+    )
     variables = module.init(jax.random.key(config.seed), train[0][:2], train=True)
     params = variables["params"]
     model_state = {k: v for k, v in variables.items() if k != "params"}
@@ -308,11 +335,9 @@ def _classifier(config, workdir, dataset, train, name, data_key):
         return Classifier({"params": state.ema, **state.model_state}, module, name)
 
     def note(state):
-        classifier = classifier_of(state)
         return {
             "name": name,
-            "validation_accuracy": accuracy(classifier, *dataset.validation),
-            "test_accuracy": accuracy(classifier, *dataset.test),
+            **scores(classifier_of(state)),
             "parameters": int(sum(x.size for x in jax.tree.leaves(state.params))),
         }
 
@@ -333,6 +358,11 @@ def _autoencoder(config, workdir, dataset, train, critics, data_key):
         key = fingerprint(data_key, "identity")
         return Autoencoder({}, mean, std, None, shape, 0), {"model": "identity"}, key
     module, padding = _autoencoder_module(config, shape)
+    if settings.weights:
+        loaded, note, key = pretrained.network("autoencoder.weights", settings.weights)
+        mean, std = pretrained.latent_scale(settings, module.latent_channels)
+        made = Autoencoder(loaded.variables, mean, std, module, shape, padding)
+        return made, note, fingerprint(key, data_key, settings.latent_scale)
     one = jnp.ones(())
     empty = Autoencoder({}, one, one, module, shape, padding)
     variables = module.init(jax.random.key(config.seed), empty.pad(train[0][:2]))
@@ -410,6 +440,10 @@ def _on_reconstructions(autoencoder, teachers, split) -> dict[str, float]:
 def _denoiser(config, workdir, latents, labels, upstream):
     settings = config.denoiser
     num_classes = int(labels.max()) + 1
+    if settings.weights:
+        made, note, key = pretrained.denoiser(settings, num_classes)
+        scales = settings.guidance_scale, settings.cfg_channels
+        return made, note, fingerprint(key, upstream, scales)
     learned_sigma = settings.parametrization == "epsilon_sigma"
     module = models.create(
         settings.model, num_classes=num_classes, learn_sigma=learned_sigma,
@@ -428,7 +462,7 @@ def _denoiser(config, workdir, latents, labels, upstream):
         classes = jnp.where(dropped, num_classes, classes)
 
         def apply(z, time):
-            return module.apply({"params": params}, z, time, classes)
+            return apply_in(settings.dtype, module, params, z, time, classes)
 
         if settings.parametrization == "velocity":
             # Logit-normal times (Esser et al., ICML 2024): most steps in the middle.
@@ -457,7 +491,7 @@ def _denoiser(config, workdir, latents, labels, upstream):
     )  # fmt: skip
     denoiser = Denoiser(
         state.ema, module, settings.parametrization, num_classes,
-        settings.guidance_scale, settings.cfg_channels,
+        settings.guidance_scale, settings.cfg_channels, settings.dtype,
     )  # fmt: skip
     key = fingerprint(key, settings.guidance_scale, settings.cfg_channels)
     return denoiser, finished, key

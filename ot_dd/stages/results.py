@@ -87,6 +87,7 @@ def write_results(
         "label_teachers": study.teachers,
         "autoencoder": facts["autoencoder"],
         "surrogate": facts["surrogate"],
+        "weights": facts["weights"],
         "seconds": stage_seconds(workdir.seconds()),
         "bytes": stored["bytes"],
         "curves": {k: v for k, v in facts["curves"].items() if v},
