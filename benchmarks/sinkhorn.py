@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import time
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from benchmarks.timing import medians, row
 from ot_dd import ot
 
 ITERATIONS = 50
@@ -193,20 +193,9 @@ def run_case(name, rounds, peaks) -> dict:
         if not agreed or not all(np.isfinite(g).all() for g in gradient):
             skipped[label] = f"value {float(value):g}, ours {values['ot_dd']:g}"
         solvers[label] = run
-    times = {label: [] for label in solvers}
-    for _ in range(rounds):
-        for label, run in solvers.items():
-            start = time.perf_counter()
-            run()
-            times[label].append(time.perf_counter() - start)
-    medians = {label: statistics.median(t) for label, t in times.items()}
     floors = floor_seconds(batch, n, m, d, cost, peaks)
     return {
-        "case": name,
-        "milliseconds": {k: round(1e3 * v, 2) for k, v in medians.items()},
-        "ratio_to_ours": {
-            k: round(v / medians["ot_dd"], 2) for k, v in medians.items()
-        },
+        **row(name, medians(solvers, rounds)),
         "values": values,
         "disagree": skipped,
         "floor_milliseconds": {k: round(1e3 * v, 2) for k, v in floors.items()},
@@ -225,10 +214,10 @@ def main() -> None:
     print("peaks", peaks)
     rows = []
     for name in arguments.only or CASES:
-        row = run_case(name, arguments.rounds, peaks)
-        rows.append(row)
-        print(name, row["milliseconds"], row["ratio_to_ours"], row["disagree"],
-              row["floor_milliseconds"], flush=True)  # fmt: skip
+        found = run_case(name, arguments.rounds, peaks)
+        rows.append(found)
+        print(name, found["milliseconds"], found["ratio_to_ours"], found["disagree"],
+              found["floor_milliseconds"], flush=True)  # fmt: skip
     if arguments.json:
         from importlib.metadata import version
 

@@ -90,7 +90,10 @@ def base(name: str) -> ConfigDict:
             optimise="latents", rank=0, steps=200, learning_rate=0.05, clip=0.0,
             features=("fresh:convnet",), width=48, depth=3, divergence="sinkhorn",
             cost_fn="sqeuclidean", epsilon=10.0, num_iters=20, real_batch=64,
-            anchor_weight=0.0, class_weight=0.0, save_every=50,
+            # views: augmented copies of every synthetic image in a step; anchor_weight: of
+            # the squared way from the start; class_weight: of the cross-entropy of the
+            # trained networks among `features` (IDM: Zhao et al., CVPR 2023).
+            views=1, anchor_weight=0.0, class_weight=0.0, save_every=50,
         )
     )  # fmt: skip
     config.lia = ConfigDict(

@@ -59,7 +59,7 @@ def shrink(config: ConfigDict, classes: int, size: int = 64) -> ConfigDict:
     config.denoiser.class_ids = ()
     config.data.source = f"synthetic:classes={classes},size={size},n=12"
     config.data.image_size = size
-    config.autoencoder.options = dict(channels=(8, 8, 8), blocks=1, groups=4, slices=4)
+    config.autoencoder.options = dict(channels=(8, 8, 8), blocks=1, groups=4)
     config.denoiser.options = dict(patch=2, dim=16, depth=2, heads=2)
     config.teachers.models = ("resnet18", "convnet3")
     config.teachers.options = dict(resnet18=dict(width=4), convnet3=dict(width=4))

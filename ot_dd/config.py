@@ -99,6 +99,16 @@ def validate(config: ml_collections.ConfigDict) -> None:
                     f"config.{field} names {name!r}, which is no registered model"
                     f"{nearest(name, names)}; the registry has {', '.join(names)}"
                 )
+    for name in config.teachers.weights:
+        models_ = tuple(config.teachers.models)
+        want = f"must be one of config.teachers.models{nearest(name, models_)}"
+        need(name in models_, "teachers.weights", name, want)
+    need(
+        not (config.autoencoder.weights and config.autoencoder.model == "identity"),
+        "autoencoder.model",
+        config.autoencoder.model,
+        "works on pixels, which leaves no use for config.autoencoder.weights",
+    )
     for name in config.refine.features:
         known = name.startswith("fresh:") or name in ("surrogate", "teachers")
         want = "use 'fresh:<model>', 'surrogate' or 'teachers'"

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from ot_dd.convert._files import TensorFile, open_tensors
 from ot_dd.convert._layouts import Layout, layouts_of
 from ot_dd.models.dit import sincos_positions
 
+_DIT_SIZES = ("s", "b", "l", "xl")
 Progress = Callable[[str, int, int], None]
 
 
@@ -49,25 +51,39 @@ def convert(
         raise ValueError(
             f"--model={model}: no public weights are known for it; there are for {have}"
         )
-    if output.exists():
+    if output.exists() or output.is_symlink():
         raise ValueError(f"--output={output} exists: choose a new directory")
     file = open_tensors(source)
     layout = recognise(layouts, file)
-    options, inputs = _sizes(model, layout, file)
     try:
+        options, inputs = _sizes(model, layout, file)
         module = models.create(model, **options)
         wanted = models.shapes(module, inputs)
         places = match(file, layout.rules, wanted)
         _check_positions(module, file)
-    except ConversionError as error:
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        text = error if isinstance(error, ConversionError) else f"its shapes: {error}"
         raise ConversionError(
-            f"--input={source} is no {model} in the layout of {layout.name}:\n{error}"
-        ) from None
+            f"--input={source} is no {model} in the layout of {layout.name}:\n{text}"
+        ) from error
+    preprocess = layout.preprocess
+    if preprocess and preprocess.crop and preprocess.crop != inputs[1]:
+        # A ViT for larger images: the same share of the shorter side.
+        resize = round(preprocess.resize * inputs[1] / preprocess.crop)
+        preprocess = preprocess._replace(resize=resize, crop=inputs[1])
+    size = 4 * sum(int(np.prod(shape)) for shape in wanted.values())
+    output.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(output.parent).free
+    if free < 3 * size:
+        raise ValueError(
+            f"--output={output}: {free / 2**20:.0f} MiB are free there, "
+            f"{3 * size / 2**20:.0f} are needed while converting"
+        )
     note = {
         "model": model,
         "options": options,
         "inputs": list(inputs),
-        "preprocess": layout.preprocess and layout.preprocess._asdict(),
+        "preprocess": preprocess and preprocess._asdict(),
         "layout": layout.name,
         "file": source.name,
         "sha256": _hash(source, progress),
@@ -77,13 +93,12 @@ def convert(
         ),
         "licence": layout.licence,
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
     # The arrays lie in files until they are stored: memory holds what Orbax is writing
     # and one tensor.
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".convert.") as scratch:
 
-        def empty(path, shape, dtype):
-            return np.memmap(Path(scratch, ".".join(path)), dtype, "w+", shape=shape)
+        def empty(path, shape):
+            return np.memmap(Path(scratch, ".".join(path)), "f4", "w+", shape=shape)
 
         variables = fill(
             file, places, wanted, empty=empty,
@@ -146,9 +161,9 @@ def _vit(model, found, entries):
 
 
 def _dit(model, found, entries):
-    del model
     patch, _, channels, dim = found.get("patch_embed/kernel", (2, 2, 4, 1152))
     outputs = _last(found, "final/linear/bias", 2 * channels * patch**2)
+    _check_dit_size(model, dim, patch)
     options = {
         "num_classes": found.get("y_embedder/embedding", (1001,))[0] - 1,
         "patch": patch,
@@ -159,6 +174,15 @@ def _dit(model, found, entries):
     return options, (1, 32, 32, channels)
 
 
+def _check_dit_size(model, dim, patch):
+    """The number of heads is in the name alone: it must be the right one."""
+    dims = {models.create(f"dit_{s}_2", num_classes=1).dim: s for s in _DIT_SIZES}
+    parts = model.split("_")
+    size = dims.get(dim, parts[1] if len(parts) > 1 else None)
+    if len(parts) == 3 and parts[1:] != [size, str(patch)]:
+        raise ConversionError(f"its sizes are those of dit_{size}_{patch}")
+
+
 def _autoencoder(model, found, entries):
     del model, entries
     channels = [
@@ -167,11 +191,12 @@ def _autoencoder(model, found, entries):
     blocks = {m[1] for k in found for m in [re.match(r"encoder/block0_(\d+)/", k)] if m}
     options = {
         "channels": tuple(channels) if all(channels) else (128, 256, 512, 512),
+        "image_channels": _last(found, "decoder/conv_out/bias", 3),
         "latent_channels": _last(found, "post_quant_conv/bias", 4),
         "blocks": len(blocks) or 2,
         "groups": 32,
     }
-    return options, (1, 64, 64, _last(found, "decoder/conv_out/bias", 3))
+    return options, (1, 64, 64, options["image_channels"])
 
 
 _READERS = {"autoencoder": _autoencoder, "deit": _vit, "dit": _dit, "vit": _vit}
@@ -182,10 +207,11 @@ def _check_positions(module, file):
     shape = file.shapes.get("pos_embed")
     if not isinstance(module, models.DiT) or shape is None:
         return
-    side = round(shape[1] ** 0.5)
-    ours = sincos_positions(side, side, module.dim)
+    side = round(shape[1] ** 0.5) if len(shape) == 3 else 0
+    if shape != (1, side * side, module.dim) or side > 1024:
+        raise ConversionError(f"pos_embed is {list(shape)}, no square of patches")
     theirs = np.asarray(file.read("pos_embed"), np.float32)[0]
-    if theirs.shape != ours.shape or np.abs(ours - theirs).max() > 1e-4:
+    if np.abs(sincos_positions(side, side, module.dim) - theirs).max() > 1e-4:
         raise ConversionError("pos_embed is not DiT's table of sines and cosines")
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from ot_dd.convert._files import TensorFile
@@ -44,6 +45,9 @@ class Place(NamedTuple):
     entry: int | None
     part: tuple[int, int] | None
     transform: Callable[[np.ndarray], np.ndarray]
+
+
+_FLOATS = ("float16", "float32", "float64", ml_dtypes.bfloat16)
 
 
 class ConversionError(ValueError):
@@ -163,7 +167,7 @@ def match(
             )
         slot = (found.entry, found.part and found.part[0])
         if slot in slots.setdefault(found.path, set()):
-            wrong.append(f"{key} goes where another tensor went: {found.path}")
+            wrong.append(f"{key} goes where another went: {'/'.join(found.path)}")
         slots[found.path].add(slot)
         places[key] = found
     missing = [
@@ -205,7 +209,8 @@ def _complain(missing, unused, wrong):
     for what, names in lists.items():
         if names:
             lines.append(f"{len(names)} {what}:")
-            lines += [f"  {name}" for name in names]
+            # Names come from the file: control characters stay visible.
+            lines += [f"  {ascii(name)[1:-1]}" for name in names]
     if lines:
         raise ConversionError("\n".join(lines))
 
@@ -215,9 +220,7 @@ def fill(
     places: dict[str, Place],
     wanted: dict[tuple[str, ...], tuple[int, ...]],
     *,
-    empty: Callable[..., np.ndarray] = lambda path, shape, dtype: np.empty(
-        shape, dtype
-    ),
+    empty: Callable[..., np.ndarray] = lambda path, shape: np.empty(shape, np.float32),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Reads a file's tensors, one at a time, into the arrays that a model wants.
@@ -226,23 +229,29 @@ def fill(
       file: the file's tensors.
       places: from `match`.
       wanted: the shape of every leaf by `(collection, ..., leaf)`.
-      empty: `(path, shape, dtype) -> array` to fill.
+      empty: `(path, shape) -> float32 array` to fill.
       progress: called with the numbers read and the numbers in all.
 
     Returns:
-      The variables, nested dictionaries of arrays in the file's types.
+      The variables, nested dictionaries of float32 arrays.
+
+    Raises:
+      ConversionError: naming a tensor that is not of a floating-point type.
     """
     sizes = {key: int(np.prod(file.shapes[key])) for key in places}
     total, done = sum(sizes.values()), 0
     variables: dict[str, Any] = {}
     for key, found in places.items():
-        array = found.transform(np.asarray(file.read(key)))
+        array = file.read(key)
+        if array.dtype not in _FLOATS:
+            raise ConversionError(f"{key!a} is of type {array.dtype}, expected a float")
+        array = found.transform(array)
         *folders, leaf = found.path
         node = variables
         for folder in folders:
             node = node.setdefault(folder, {})
         if leaf not in node:
-            node[leaf] = empty(found.path, wanted[found.path], array.dtype)
+            node[leaf] = empty(found.path, wanted[found.path])
         out = node[leaf] if found.entry is None else node[leaf][found.entry]
         if found.part is not None:
             k, n = found.part

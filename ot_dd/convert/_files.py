@@ -1,5 +1,9 @@
 """Tensor files as lazy mappings: safetensors, npz, and PyTorch's .pt and .pth."""
 
+import argparse
+import contextlib
+import pickle
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -13,7 +17,7 @@ from ot_dd.convert import _pickle
 
 # Where training scripts put the weights that count, most wanted first: DiT's own
 # checkpoints hold {"model", "ema", "opt", "args"}.
-_WRAPPERS = ("ema", "state_dict", "model_state_dict", "model")
+_WRAPPERS = ("ema", "state_dict_ema", "state_dict", "model_state_dict", "model")
 
 
 class TensorFile(NamedTuple):
@@ -32,7 +36,7 @@ def open_tensors(path: Path) -> TensorFile:
     """Opens a file of tensors; nothing in it is executed.
 
     Args:
-      path: a `.safetensors`, `.npz`, `.pt` or `.pth` file.
+      path: a `.safetensors` or `.npz` file, or a `.pt`, `.pth`, `.bin` or `.ckpt`.
 
     Returns:
       Its tensors.
@@ -45,21 +49,36 @@ def open_tensors(path: Path) -> TensorFile:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"--input={path}: no such file")
-    readers = {
-        ".safetensors": _safetensors,
-        ".npz": _npz,
-        ".pt": _torch,
-        ".pth": _torch,
-    }
+    readers = {".safetensors": _safetensors, ".npz": _npz}
+    readers |= dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), _torch)
     if path.suffix not in readers:
         raise ValueError(
             f"--input={path}: found {path.suffix or 'no ending'!r}, expected one of "
             f"{', '.join(readers)}"
         )
+    with _explained(path):
+        file = readers[path.suffix](path)
+        for key, shape in file.shapes.items():
+            if any(type(n) is not int or not 0 <= n < 2**40 for n in shape):
+                raise ValueError(f"tensor {key!a} has the shape {shape!r:.80}")
+
+    def read(key):
+        with _explained(path):
+            return np.asarray(file.read(key))
+
+    return TensorFile(file.shapes, read)
+
+
+@contextlib.contextmanager
+def _explained(path):
+    """Turns whatever a reader raises at a file made by others into one message."""
     try:
-        return readers[path.suffix](path)
-    except (zipfile.BadZipFile, safetensors.SafetensorError, EOFError) as error:
-        raise ValueError(f"--input={path} is damaged: {error}") from error
+        yield
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"--input={path} is refused: {error}") from error
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"--input={path} is damaged: {text}") from error
 
 
 def _safetensors(path):
@@ -74,34 +93,42 @@ def _npz(path):
         for name in archive.namelist():
             with archive.open(name) as member:
                 version = np.lib.format.read_magic(member)
-                header = {
+                read = {
                     (1, 0): np.lib.format.read_array_header_1_0,
                     (2, 0): np.lib.format.read_array_header_2_0,
-                }[version](member)
-            shapes[name.removesuffix(".npy")] = header[0]
+                }[version]
+                shapes[name.removesuffix(".npy")] = read(member)[0]
     arrays = np.load(path, allow_pickle=False)
     return TensorFile(shapes, arrays.__getitem__)
 
 
 def _torch(path):
     if find_spec("torch") is None:
-        return _of_pickle(_pickle.load(path))
-    import pickle
-
+        tensors = _unwrap(_pickle.load(path), _pickle.Tensor)
+        shapes = {key: tensor.shape for key, tensor in tensors.items()}
+        return TensorFile(shapes, lambda key: tensors[key].read())
     import torch
 
     try:
         # Files in the format before PyTorch 1.6 cannot be mapped into memory.
-        found = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"--input={path} is refused by torch.load: {first}") from error
-    tensors = _unwrap(path, found, torch.Tensor)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            found = torch.load(
+                path,
+                map_location="cpu",
+                weights_only=True,
+                mmap=zipfile.is_zipfile(path),
+            )
+    except pickle.UnpicklingError as error:
+        # PyTorch's advice on how to run the file all the same is left out.
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"names {name[1]}" if name else "is no pickle of tensors"
+        raise pickle.UnpicklingError(f"it {what}; only tensors are read") from error
+    tensors = _unwrap(found, torch.Tensor)
 
     def read(key):
         tensor = tensors[key].detach()
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(f"tensor {key!a} is larger than its storage")
         if tensor.dtype == torch.bfloat16:  # NumPy has none: exact in float32.
             tensor = tensor.float()
         return tensor.numpy()
@@ -109,23 +136,17 @@ def _torch(path):
     return TensorFile({k: tuple(v.shape) for k, v in tensors.items()}, read)
 
 
-def _of_pickle(found):
-    tensors = _unwrap("the file", found, _pickle.Tensor)
-    shapes = {key: tensor.shape for key, tensor in tensors.items()}
-    return TensorFile(shapes, lambda key: tensors[key].read())
-
-
-def _unwrap(path, found, kind):
+def _unwrap(found, kind):
     """Returns the mapping of names to tensors, also from within a training checkpoint."""
     for wrapper in _WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
-            return _unwrap(path, found[wrapper], kind)
+            return _unwrap(found[wrapper], kind)
     if not isinstance(found, Mapping) or not any(
         isinstance(value, kind) for value in found.values()
     ):
-        raise ValueError(
-            f"--input={path} holds a {type(found).__name__} without named tensors: "
-            "save a model's state_dict()"
+        raise pickle.UnpicklingError(
+            f"it holds a {type(found).__name__} without named tensors; save a model's "
+            "state_dict()"
         )
     return {
         str(key).removeprefix("module."): value

@@ -340,7 +340,7 @@ _VIT_TIMM = (
 
 _DIT_LICENCE = "DiT's released weights: CC-BY-NC-4.0, not for commercial use"
 _DIT = (
-    # Fixed, and compared with ours instead of stored: see `check_positions`.
+    # Fixed, and compared with ours instead of stored: see `_check_positions`.
     Rule("pos_embed", "unused"),
     Rule(r"x_embedder\.proj", "conv", "patch_embed"),
     Rule(r"t_embedder\.mlp\.0", "dense", "t_embedder/fc1"),
@@ -487,7 +487,12 @@ def _lite(depth_mult, size):
     )
 
 
-_resnets = (_torchvision(_RESNET),)
+# timm's residual networks have the same names.
+_resnets = (
+    _torchvision(_RESNET)._replace(
+        licence="BSD-3-Clause (torchvision) or Apache-2.0 (timm); ImageNet's terms"
+    ),
+)
 _shufflenets = (_torchvision(_shufflenet()),)
 _images = Preprocess(None, None, "bilinear", **_HALF)
 LAYOUTS: dict[str, tuple[Layout, ...]] = {

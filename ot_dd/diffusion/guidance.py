@@ -126,30 +126,31 @@ def influence(
       decode: latents `[n, ...]` to images `[n, h, w, ch]`.
       loss_fn: `(params, images, labels) -> scalar`, the surrogate's training loss.
       checkpoints: surrogate parameters, every leaf `[e, ...]`.
-      targets: mean real gradients `[e, classes, p]`.
+      targets: mean real gradients of the moment's classes `[e, c, p]`.
 
     Returns:
       The gradient `[c, g, ...]` in `z`.
     """
     c, g = moment.x0.shape[:2]
     labels = jnp.repeat(moment.classes, g)
+    rows = jnp.repeat(jnp.arange(c), g)
 
     def distance(x0):
         images = decode(x0.reshape(c * g, *x0.shape[2:]))
 
         # One latent at a time: each has a parameter gradient of its own, and `map`
         # keeps the memory at one.
-        def of_image(pair):
-            image, label = pair
+        def of_image(operand):
+            image, label, row = operand
 
             def at_checkpoint(params, target):
                 return gradient_cosine_distance(
-                    loss_fn, params, image[None], label[None], target[label]
+                    loss_fn, params, image[None], label[None], target[row]
                 )
 
             return jax.vmap(at_checkpoint)(checkpoints, targets).mean()
 
-        return jnp.sum(jax.lax.map(jax.checkpoint(of_image), (images, labels)))
+        return jnp.sum(jax.lax.map(jax.checkpoint(of_image), (images, labels, rows)))
 
     return moment.pull_back(jax.grad(distance)(moment.x0))
 

@@ -10,15 +10,18 @@ made of a public checkpoint.
 
 from ot_dd.models._preprocess import Preprocess
 from ot_dd.models._registry import create, names
-from ot_dd.models._stored import Loaded, load, save, shapes
+from ot_dd.models._stored import Loaded, load, module_of, save, shapes
+from ot_dd.models.autoencoder_kl import AutoencoderKL
 from ot_dd.models.dit import DiT
 
 __all__ = [
+    "AutoencoderKL",
     "DiT",
     "Loaded",
     "Preprocess",
     "create",
     "load",
+    "module_of",
     "names",
     "save",
     "shapes",

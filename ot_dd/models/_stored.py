@@ -62,16 +62,47 @@ def save(directory: Path, variables: Any, note: dict) -> None:
     directory = Path(directory).absolute()
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    checkpoints = Checkpoints(partial)
     try:
         # Orbax copies NumPy's arrays before it writes, and JAX's a part at a time; on a
         # CPU `device_put` makes one of the other in place.
         arrays = jax.tree.map(lambda x: jax.device_put(np.asarray(x)), variables)
-        checkpoints.save(0, arrays)
-    finally:
-        checkpoints.close()
-    write_json(partial / "model.json", note)
-    partial.rename(directory)
+        checkpoints = Checkpoints(partial)
+        try:
+            checkpoints.save(0, arrays)
+        finally:
+            checkpoints.close()
+        write_json(partial / "model.json", note)
+        partial.rename(directory)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _read_note(directory: Path) -> dict:
+    note = read_json(Path(directory) / "model.json")
+    if note is None:
+        raise FileNotFoundError(
+            f"{directory} has no model.json: make it with python -m ot_dd.convert"
+        )
+    if not isinstance(note, dict) or not {"model", "options", "inputs"} <= set(note):
+        raise ValueError(
+            f"{directory}/model.json is damaged: convert the weights again"
+        )
+    return note
+
+
+def module_of(directory: Path) -> nn.Module:
+    """Returns the module of a stored network; its weights are not read.
+
+    Args:
+      directory: what `save` wrote.
+
+    Raises:
+      FileNotFoundError: when the directory is no stored network.
+      ValueError: when its note is damaged.
+    """
+    note = _read_note(directory)
+    return create(note["model"], **note["options"])
 
 
 def load(directory: Path, *, dtype=jnp.float32) -> Loaded:
@@ -88,12 +119,8 @@ def load(directory: Path, *, dtype=jnp.float32) -> Loaded:
       FileNotFoundError: when the directory is no converted model.
     """
     directory = Path(directory)
-    note = read_json(directory / "model.json")
-    if note is None:
-        raise FileNotFoundError(
-            f"{directory} has no model.json: make it with python -m ot_dd.convert"
-        )
-    module = create(note["model"], **note["options"])
+    note = _read_note(directory)
+    module = module_of(directory)
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype),
         _abstract(module, tuple(note["inputs"])),
@@ -103,7 +130,9 @@ def load(directory: Path, *, dtype=jnp.float32) -> Loaded:
         variables = checkpoints.restore(abstract)
     finally:
         checkpoints.close()
-    preprocess = note["preprocess"]
+    if variables is None:
+        raise FileNotFoundError(f"{directory} has no weights below steps/")
+    preprocess = note.get("preprocess")
     if preprocess is not None:
         preprocess = Preprocess(
             **{k: tuple(v) if isinstance(v, list) else v for k, v in preprocess.items()}

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ot_dd import platform
+
 Padding = str | int | Sequence[tuple[int, int]]
 
 # The He et al. (2015) initialisation that torchvision's networks use for kernels.
@@ -243,7 +245,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape)
         x, kernel = nn.dtypes.promote_dtype(x, kernel)
         depthwise = self.groups == c == self.features
-        on_cpu = jax.default_backend() == "cpu" and (self.groups == 1 or depthwise)
+        on_cpu = platform.backend() == "cpu" and (self.groups == 1 or depthwise)
         convolve = conv_on_cpu if on_cpu else conv_by_xla
         y = convolve(x, kernel, strides=self.strides, padding=self.padding)
         if self.use_bias:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ot_dd import platform
 from ot_dd.ot._costs import CostFn, cost_matrix
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -170,7 +171,7 @@ _CACHED_ENTRIES = 2**20
 def block_rows(n: int, m: int) -> int:
     """Returns how many rows of an `[n, m]` matrix to work on at a time."""
     wanted = max(1, _CACHED_ENTRIES // m)
-    if jax.default_backend() != "cpu" or n <= wanted:
+    if platform.backend() != "cpu" or n <= wanted:
         return n
     divisor = max(k for k in range(1, wanted + 1) if n % k == 0)
     return divisor if 8 * divisor >= wanted else n

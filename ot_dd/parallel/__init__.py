@@ -8,6 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 
+from ot_dd import platform
+
 
 def data_mesh() -> jax.sharding.Mesh | None:
     """Returns a mesh over all devices with one axis, "data", or None for one device.
@@ -35,7 +37,7 @@ def side_by_side(
         those that have not begun are dropped.
       main_works: whether the body computes too, and so needs a core.
     """
-    threads = _cores() - main_works if jax.default_backend() == "cpu" else 0
+    threads = _cores() - main_works if platform.backend() == "cpu" else 0
     if threads < 1:
         yield _at_once
         return

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.errors import FlaxError
 
 from ot_dd import data, diffusion, losses, models
 from ot_dd.config import ConfigError, fingerprint, options, to_dict
@@ -123,7 +124,7 @@ def _check_sizes(config, dataset):
 def _autoencoder_module(config, shape):
     """Returns the autoencoder and the padding at each end that the images get."""
     settings = config.autoencoder
-    module = pretrained.module_of(settings.weights) or models.create(
+    module = pretrained.autoencoder_module(settings) or models.create(
         settings.model, image_channels=shape[-1], **options(settings.options)
     )
     size = settings.padded_size or shape[0] + -shape[0] % module.factor
@@ -169,20 +170,24 @@ def check_shapes(config, shape: tuple[int, ...], num_classes: int) -> None:
                 lambda v, x: empty.replace(variables=v).moments(x), variables, image
             )
         for part, (name, extra) in parts.items():  # noqa: B007 - named in the error
-            if part.startswith("teachers") and name in config.teachers.weights:
-                continue
-            module = models.create(name, num_classes=num_classes, **dict(extra))
+            module = None
+            if part.startswith("teachers"):
+                module = pretrained.classifier_module(
+                    config.teachers, name, num_classes
+                )
+            if module is None:
+                module = models.create(name, num_classes=num_classes, **dict(extra))
             jax.eval_shape(lambda x, m=module: m.init(key, x, train=True), image)
         part = "denoiser"
         settings = config.denoiser
-        module = pretrained.module_of(settings.weights) or models.create(
+        module = pretrained.denoiser_module(settings, num_classes) or models.create(
             settings.model, num_classes=num_classes, **options(settings.options)
         )
         row = jnp.zeros((2,))
         jax.eval_shape(lambda z: module.init(key, z, row, row.astype(int)), latent)
     except ConfigError:
         raise
-    except ValueError as error:
+    except (ValueError, FlaxError) as error:
         raise ConfigError(
             f"config.{part} does not fit images {shape} with latents "
             f"{latent.shape[1:]}: {error}"
@@ -359,14 +364,14 @@ def _autoencoder(config, workdir, dataset, train, critics, data_key):
         return Autoencoder({}, mean, std, None, shape, 0), {"model": "identity"}, key
     module, padding = _autoencoder_module(config, shape)
     if settings.weights:
-        loaded, note, key = pretrained.network("autoencoder.weights", settings.weights)
-        mean, std = pretrained.latent_scale(settings, module.latent_channels)
-        made = Autoencoder(loaded.variables, mean, std, module, shape, padding)
-        return made, note, fingerprint(key, data_key, settings.latent_scale)
+        made, note, key = pretrained.autoencoder(settings, module)
+        made = made.replace(image_shape=shape, padding=padding)
+        return made, note, fingerprint(key, data_key)
     one = jnp.ones(())
     empty = Autoencoder({}, one, one, module, shape, padding)
     variables = module.init(jax.random.key(config.seed), empty.pad(train[0][:2]))
-    key = fingerprint(data_key, [key for _, _, key in critics], settings)
+    recipe = _without(settings, "weights", "latent_scale")
+    key = fingerprint(data_key, [key for _, _, key in critics], recipe)
     critics = tuple(critic for critic, _, _ in critics)
     tx = _optimiser(settings, settings.steps)
 
@@ -449,7 +454,8 @@ def _denoiser(config, workdir, latents, labels, upstream):
         settings.model, num_classes=num_classes, learn_sigma=learned_sigma,
         **options(settings.options),
     )  # fmt: skip
-    key = fingerprint(upstream, _without(settings, "guidance_scale", "cfg_channels"))
+    later = ("guidance_scale", "cfg_channels", "weights", "class_ids")
+    key = fingerprint(upstream, _without(settings, *later))
     tx = _optimiser(settings, settings.steps)
     process = diffusion.ddpm_process(1000)
 
@@ -565,21 +571,22 @@ def _surrogate(config, workdir, train, data_key):
     return Surrogate(chosen, module), finished, key
 
 
-def class_batches(images, labels, num_classes: int, size: int) -> jax.Array:
-    """Returns the first `size` images of each class, `[classes, size, h, w, c]`.
+def class_batches(images, labels, classes, size: int) -> jax.Array:
+    """Returns the first `size` images of the classes, `[classes, size, h, w, c]`.
 
     A class with fewer repeats its own.
     """
-    rows = [np.flatnonzero(labels == c)[:size] for c in range(num_classes)]
+    rows = [np.flatnonzero(labels == c)[:size] for c in classes]
     return jnp.asarray(images)[np.stack([np.resize(own, size) for own in rows])]
 
 
-def class_gradients(loss_fn, params, batches: jax.Array) -> jax.Array:
+def class_gradients(loss_fn, params, classes, batches: jax.Array) -> jax.Array:
     """Returns the mean real gradient of each class `[classes, p]` at one checkpoint.
 
     Args:
       loss_fn: `(params, images, labels) -> scalar`.
       params: the checkpoint.
+      classes: class numbers `[classes]`.
       batches: real images of each class in `[-1, 1]`, `[classes, size, h, w, c]`.
     """
 
@@ -588,18 +595,19 @@ def class_gradients(loss_fn, params, batches: jax.Array) -> jax.Array:
         labels = jnp.full(images.shape[:1], label, jnp.int32)
         return ravel_gradient(loss_fn, params, images, labels)
 
-    return jax.lax.map(of_class, (batches, jnp.arange(batches.shape[0])))
+    return jax.lax.map(of_class, (batches, classes))
 
 
 def _select(loss_fn, trajectory, train, num_classes, settings):
     """Keeps an epoch when its class gradients differ enough from the last kept's."""
+    classes = jnp.arange(num_classes)
     batches = class_batches(
-        train[0], np.asarray(train[1]), num_classes, settings.gradient_images
+        train[0], np.asarray(train[1]), range(num_classes), settings.gradient_images
     )
     at_checkpoint = jax.jit(partial(class_gradients, loss_fn))
 
     def gradients(e):
-        return at_checkpoint(jax.tree.map(lambda t: t[e], trajectory), batches)
+        return at_checkpoint(jax.tree.map(lambda t: t[e], trajectory), classes, batches)
 
     kept, last = [0], gradients(0)
     for epoch in range(1, settings.epochs + 1):

@@ -6,44 +6,53 @@ A config names a directory (`autoencoder.weights`, `denoiser.weights`,
 
 from pathlib import Path
 
+import flax.linen as nn
 import jax.numpy as jnp
 
 from ot_dd import models
-from ot_dd.checkpoint import read_json
 from ot_dd.config import ConfigError, fingerprint
-from ot_dd.stages.artifacts import Classifier, Denoiser
+from ot_dd.stages.artifacts import Autoencoder, Classifier, Denoiser
 
 
-def network(field: str, directory: str) -> tuple[models.Loaded, dict, str]:
-    """Loads a converted network.
+def module_of(field: str, directory: str, kind=nn.Module):
+    """Returns the module of a converted network, or None when none is named.
 
     Args:
       field: the config field that names it, for errors.
-      directory: what `python -m ot_dd.convert` wrote.
-
-    Returns:
-      The network, what the report says of it, and its fingerprint.
+      directory: what `python -m ot_dd.convert` wrote; empty for none.
+      kind: the class that it must be of.
 
     Raises:
-      ConfigError: when the directory holds no network.
+      ConfigError: when the directory holds no network, or one of another kind.
     """
+    if not directory:
+        return None
     try:
-        loaded = models.load(Path(directory))
-    except FileNotFoundError as error:
+        module = models.module_of(Path(directory))
+    except (FileNotFoundError, ValueError) as error:
         raise ConfigError(f"config.{field} is {directory!r}: {error}") from error
-    kept = ("model", "layout", "file", "sha256", "parameters", "licence")
-    note = {key: loaded.note.get(key) for key in kept}
-    return loaded, note, fingerprint(note)
+    if not isinstance(module, kind):
+        raise ConfigError(
+            f"config.{field} is {directory!r}, a {type(module).__name__}: a "
+            f"{kind.__name__} is needed"
+        )
+    return module
 
 
-def module_of(directory: str):
-    """Returns the module of a converted network without its weights, or None."""
-    note = read_json(Path(directory) / "model.json") if directory else None
-    return note and models.create(note["model"], **note["options"])
+def autoencoder_module(settings):
+    """Returns the converted autoencoder's module, or None.
+
+    How many images it takes at once is no matter of its weights: `options.slices`.
+
+    Args:
+      settings: `config.autoencoder`.
+    """
+    module = module_of("autoencoder.weights", settings.weights, models.AutoencoderKL)
+    return module and module.clone(slices=settings.options.get("slices", 0))
 
 
-def denoiser(settings, num_classes: int) -> tuple[Denoiser, dict, str]:
-    """Loads the diffusion network.
+def denoiser_module(settings, num_classes: int):
+    """Returns the converted diffusion network's module, or None.
 
     Args:
       settings: `config.denoiser`.
@@ -52,31 +61,26 @@ def denoiser(settings, num_classes: int) -> tuple[Denoiser, dict, str]:
     Raises:
       ConfigError: when its classes are not the data's and `class_ids` does not map them.
     """
-    loaded, note, key = network("denoiser.weights", settings.weights)
-    if not isinstance(loaded.module, models.DiT):
-        raise ConfigError(
-            f"config.denoiser.weights is {settings.weights!r}, a {note['model']}: "
-            "a DiT is needed"
-        )
-    known = loaded.module.num_classes
-    class_ids = tuple(settings.class_ids) or tuple(range(num_classes))
-    fits = len(class_ids) == num_classes and max(class_ids) < known
+    module = module_of("denoiser.weights", settings.weights, models.DiT)
+    if module is None:
+        return None
+    known, ids = module.num_classes, _class_ids(settings, num_classes)
+    fits = len(ids) == num_classes and 0 <= min(ids) and max(ids) < known
     if not fits or (not settings.class_ids and known != num_classes):
         raise ConfigError(
             f"config.denoiser.class_ids is {tuple(settings.class_ids)}: the network "
             f"knows {known} classes and the data has {num_classes}; name the network's "
             "class of each of the data's, in order"
         )
-    made = Denoiser(
-        loaded.variables["params"], loaded.module, settings.parametrization, num_classes,
-        settings.guidance_scale, settings.cfg_channels, settings.dtype,
-        class_ids=(*class_ids, loaded.module.null_class),
-    )  # fmt: skip
-    return made, {"curve": None, **note}, fingerprint(key, class_ids, settings.dtype)
+    return module.clone(remat=settings.options.get("remat", False))
 
 
-def classifier(settings, name: str, num_classes: int) -> tuple[Classifier, dict, str]:
-    """Loads a teacher.
+def _class_ids(settings, num_classes):
+    return tuple(settings.class_ids) or tuple(range(num_classes))
+
+
+def classifier_module(settings, name: str, num_classes: int):
+    """Returns the converted teacher's module, or None.
 
     Args:
       settings: `config.teachers`.
@@ -84,20 +88,65 @@ def classifier(settings, name: str, num_classes: int) -> tuple[Classifier, dict,
       num_classes: the data's number of classes.
 
     Raises:
-      ConfigError: when it has another number of classes.
+      ConfigError: when it is another network, or has another number of classes.
     """
     field = f"teachers.weights.{name}"
-    loaded, note, key = network(field, settings.weights[name])
-    known = loaded.note["options"].get("num_classes")
-    if loaded.note["model"] != name or known != num_classes:
+    module = module_of(field, settings.weights.get(name, ""))
+    if module is None:
+        return None
+    kind = type(models.create(name, num_classes=num_classes))
+    known = getattr(module, "num_classes", None)
+    if type(module) is not kind or known != num_classes:
         raise ConfigError(
-            f"config.{field} is a {note['model']} of {known} classes: a {name} of "
-            f"{num_classes} is needed"
+            f"config.{field} is a {type(module).__name__} of {known} classes: a "
+            f"{kind.__name__} of {num_classes} is needed"
         )
-    made = Classifier(loaded.variables, loaded.module, name, loaded.preprocess)
+    return module
+
+
+def _load(directory):
+    """Returns a converted network, what the report says of it, and its fingerprint."""
+    loaded = models.load(Path(directory))
+    kept = ("model", "layout", "file", "sha256", "parameters", "licence")
+    note = {key: loaded.note.get(key) for key in kept}
+    return loaded, note, fingerprint(note)
+
+
+def autoencoder(settings, module) -> tuple[Autoencoder, dict, str]:
+    """Loads the weights of `autoencoder_module`; images are not padded.
+
+    Args:
+      settings: `config.autoencoder`.
+      module: the module.
+
+    Returns:
+      The autoencoder for images of the module's factor, a note, and a fingerprint.
+    """
+    loaded, note, key = _load(settings.weights)
+    channels, scale = module.latent_channels, settings.latent_scale
+    made = Autoencoder(
+        loaded.variables, jnp.zeros(channels), jnp.full(channels, 1.0 / scale), module,
+        (), 0,
+    )  # fmt: skip
+    return made, note, fingerprint(key, scale)
+
+
+def denoiser(settings, num_classes: int) -> tuple[Denoiser, dict, str]:
+    """Loads the weights of `denoiser_module`; arguments are its."""
+    module = denoiser_module(settings, num_classes)
+    loaded, note, key = _load(settings.weights)
+    class_ids = (*_class_ids(settings, num_classes), module.null_class)
+    made = Denoiser(
+        loaded.variables["params"], module, settings.parametrization, num_classes,
+        settings.guidance_scale, settings.cfg_channels, settings.dtype,
+        class_ids=class_ids,
+    )  # fmt: skip
+    return made, {"curve": None, **note}, fingerprint(key, class_ids, settings.dtype)
+
+
+def classifier(settings, name: str, num_classes: int) -> tuple[Classifier, dict, str]:
+    """Loads the weights of `classifier_module`; arguments are its."""
+    module = classifier_module(settings, name, num_classes)
+    loaded, note, key = _load(settings.weights[name])
+    made = Classifier(loaded.variables, module, name, loaded.preprocess)
     return made, {"curve": None, "name": name, **note}, key
-
-
-def latent_scale(settings, channels: int):
-    """Returns mean and deviation of latents that are multiplied by `latent_scale`."""
-    return jnp.zeros(channels), jnp.full(channels, 1.0 / settings.latent_scale)

@@ -1,8 +1,9 @@
 """Stage 1c: optax moves the latents to lower transport distances of features.
 
 The real and the synthetic images of a class are augmented alike and pass through a
-network; the Sinkhorn divergence between the two clouds of features is the loss. What
-moves is the latents, the pixels, or the weights of the decoder or the denoiser.
+network; the Sinkhorn divergence between the two clouds of features is the loss, and the
+cross-entropy of the networks that are trained can be added. What moves is the latents,
+the pixels, or the weights of the decoder or the denoiser.
 """
 
 import functools
@@ -327,6 +328,7 @@ def _program(settings, view_config, sampler: str, shape: tuple[int, int], mesh):
         real = to_float(data_.pool[(data_.first[:, None] + rows).ravel()])
         synthetic, latents = render(params, data_.fixed)
         real_view, synthetic_view = jax.random.split(view)
+        synthetic = jnp.repeat(synthetic, settings.views, axis=0)
         real, _ = data.augment(real_view, real, view_config)
         synthetic, _ = data.augment(synthetic_view, synthetic, view_config)
         if mesh is not None:
@@ -338,14 +340,15 @@ def _program(settings, view_config, sampler: str, shape: tuple[int, int], mesh):
             def run(network, real, synthetic, fixed):
                 logits, features = source(network, synthetic, fixed)
                 target = jax.lax.stop_gradient(source(network, real, fixed)[1])
-                features = features.reshape(num_classes, ipc, -1)
+                features = features.reshape(num_classes, ipc * settings.views, -1)
                 target = target.reshape(num_classes, settings.real_batch, -1)
                 each = jax.vmap(lambda s, r: feature_distance(s, r, settings))
                 distance = each(features, target).mean()
                 if logits is None or not settings.class_weight:
                     return distance, jnp.zeros(())
                 cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-                return distance, cross_entropy(logits, fixed.classes).mean()
+                labels = jnp.repeat(fixed.classes, settings.views)
+                return distance, cross_entropy(logits, labels).mean()
 
             return run
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec as P
 
 from ot_dd import diffusion
 from ot_dd.config import fingerprint, options
@@ -18,7 +19,14 @@ from ot_dd.workdir import WorkDir
 
 
 def sample(
-    config, workdir: WorkDir, prepared: Prepared, *, name: str, seed: int, terms
+    config,
+    workdir: WorkDir,
+    prepared: Prepared,
+    *,
+    name: str,
+    seed: int,
+    terms,
+    mesh=None,
 ) -> ImageSet:
     """Generates one set of images, steered by the named guidance terms.
 
@@ -29,6 +37,7 @@ def sample(
       name: the set's name in records.
       seed: the set's seed: noise and the choice of real latents.
       terms: which guidance terms act, a subset of `plan.TERMS`.
+      mesh: devices with an axis "data" over which classes are split.
 
     Returns:
       The set, with its latents and, where the config's terms include transport, the
@@ -65,7 +74,7 @@ def sample(
             f"  sampling {name}, seed {seed}: "
             + (", ".join(strengths) or "no guidance")
         )
-        latents, distances = generate(config, prepared, seed, active, group)
+        latents, distances = generate(config, prepared, seed, active, group, mesh)
         flat = latents.reshape(-1, *latents.shape[2:])
         images = to_uint8(jnp.asarray(decode_images(prepared.autoencoder, flat)))
         images = np.asarray(images).reshape(*latents.shape[:2], *images.shape[1:])
@@ -107,31 +116,35 @@ def real_latents(config, prepared: Prepared, seed: int, size: int):
     return flat[np.stack(chosen)], jnp.asarray(np.stack(weights), jnp.float32)
 
 
-def generate(config, prepared: Prepared, seed: int, terms, group: int):
+def generate(config, prepared: Prepared, seed: int, terms, group: int, mesh=None):
     """Runs the guided sampler, `sampler.class_batch` classes at a time.
+
+    Over a mesh every device has classes of its own and none waits for another.
 
     Returns:
       Latents `[classes, ipc, ...]` and distances `[ipc / group, steps, classes]`.
     """
     names = {term.name for term in terms}
     num_classes = len(prepared.dataset.class_names)
-    real = targets = None
+    real = None
     if "transport" in names:
         real = real_latents(config, prepared, seed, config.guidance.transport.num_real)
-    if "influence" in names:
-        targets = _targets(config, prepared)
     batch = min(config.sampler.class_batch or num_classes, num_classes)
+    batch += -batch % (1 if mesh is None else mesh.shape["data"])
     # Strengths are traced: every set with the same terms is one compiled program.
     strengths = tuple(jnp.float32(term.strength) for term in terms)
     static = (
         config.sampler.name, make_transport_options(config), config.ipc, group,
-        tuple(term._replace(strength=None) for term in terms),
+        tuple(term._replace(strength=None) for term in terms), mesh,
     )  # fmt: skip
     out, traces = [], []
     for start in range(0, num_classes, batch):
         # The last batch repeats its first classes instead of compiling another size.
         classes = np.arange(start, start + batch) % num_classes
         part = None if real is None else (real[0][classes], real[1][classes])
+        targets = None
+        if "influence" in names:
+            targets = _targets(config, prepared, classes)
         latents, trace = _run(
             static,
             make_process(config),
@@ -167,24 +180,46 @@ def surrogate_loss(module):
     return loss_fn
 
 
-def _targets(config, prepared):
-    images, labels = prepared.dataset.train
-    num_classes, size = (
-        len(prepared.dataset.class_names),
-        config.surrogate.gradient_images,
+def _targets(config, prepared, classes):
+    """Returns the classes' mean real gradients at every checkpoint `[e, c, p]`."""
+    size = config.surrogate.gradient_images
+    batches = to_float(class_batches(*prepared.dataset.train, classes, size))
+    surrogate = prepared.surrogate
+    return _real_gradients(surrogate, jnp.asarray(classes, jnp.int32), batches)
+
+
+@jax.jit
+def _real_gradients(surrogate, classes, batches):
+    loss_fn = surrogate_loss(surrogate.module)
+    return jax.lax.map(
+        lambda params: class_gradients(loss_fn, params, classes, batches),
+        surrogate.params,
     )
-    batches = to_float(class_batches(images, labels, num_classes, size))
-    loss_fn = surrogate_loss(prepared.surrogate.module)
-
-    @jax.jit
-    def targets(checkpoints, batches):
-        return jax.lax.map(lambda p: class_gradients(loss_fn, p, batches), checkpoints)
-
-    return targets(prepared.surrogate.params, batches)
 
 
 @partial(jax.jit, static_argnums=0)
-def _run(
+def _run(static, *operands):
+    """Samples a batch of classes; the classes are split over the mesh, if there is one.
+
+    Args:
+      static: sampler, transport options, images per class, group, terms and mesh.
+      *operands: those of `_sample`.
+    """
+    mesh = static[-1]
+    body = partial(_sample, static)
+    if mesh is not None:
+        same, split = P(), P("data")
+        body = jax.shard_map(
+            body,
+            mesh=mesh,
+            in_specs=(*(same,) * 2, split, *(same,) * 3, split, P(None, "data"), same),
+            out_specs=(split, P(None, None, "data")),
+            check_vma=False,
+        )
+    return body(*operands)
+
+
+def _sample(
     static,
     process,
     key,
@@ -196,7 +231,7 @@ def _run(
     targets,
     strengths,
 ):
-    sampler, transport_options, ipc, group, terms = static
+    sampler, transport_options, ipc, group, terms, _ = static
     terms = tuple(t._replace(strength=s) for t, s in zip(terms, strengths))
     transport = None
     if real is not None:

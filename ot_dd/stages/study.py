@@ -40,8 +40,9 @@ def distil(
 ) -> ImageSet:
     """Returns the full method's set: guided sampling, then refinement."""
     start = sample(
-        config, workdir, prepared, name="guided", seed=seed, terms=config.guidance.terms
-    )
+        config, workdir, prepared, name="guided", seed=seed,
+        terms=config.guidance.terms, mesh=mesh,
+    )  # fmt: skip
     if not refined:
         return start
     return refine(config, workdir, prepared, start, mesh=mesh, name="ot_dd")
@@ -58,16 +59,18 @@ def make_set(
       prepared: networks and real images.
       name: "ot_dd", a baseline, or an ablation that changes the images.
       seed: the set's seed.
-      mesh: devices for `refine`.
+      mesh: devices for sampling and `refine`.
     """
 
     def sampled(terms):
-        return sample(config, workdir, prepared, name=name, seed=seed, terms=terms)
+        return sample(
+            config, workdir, prepared, name=name, seed=seed, terms=terms, mesh=mesh
+        )
 
     if name == "ot_dd":
         return distil(config, workdir, prepared, seed=seed, mesh=mesh)
     if name == "no_refine":
-        made = distil(config, workdir, prepared, seed=seed, refined=False)
+        made = distil(config, workdir, prepared, seed=seed, mesh=mesh, refined=False)
         return made._replace(name=name)
     if name == "no_otg":
         start = sampled(tuple(t for t in config.guidance.terms if t != "transport"))
@@ -114,7 +117,7 @@ def run_study(config, workdir: WorkDir, prepared: Prepared, mesh=None) -> Study:
       config: the whole config; `study` says how much.
       workdir: where everything is kept.
       prepared: networks and real images.
-      mesh: devices for `refine`.
+      mesh: devices for sampling and `refine`.
     """
     settings = config.study
     images_of = [n for n in settings.ablations if n in ("no_otg", "no_refine")]

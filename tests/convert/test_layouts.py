@@ -121,3 +121,12 @@ def test_parts_and_entries_go_where_they_belong():
         np.testing.assert_array_equal(kernel[i, :, :2], 10 * i)
         np.testing.assert_array_equal(kernel[i, :, 2:], 10 * i + 1)
     assert seen[-1] == (36, 36)
+
+
+def test_a_dit_of_another_size_is_named():
+    table = next(t for t in TABLES if t.stem == "DiT-XL-2-256x256")
+    file = TensorFile(shapes_of(table), unreadable)
+    layout = layouts_of("dit_s_2")[0]
+    for name in ("dit_s_2", "dit_xl_8"):
+        with pytest.raises(_engine.ConversionError, match="those of dit_xl_2"):
+            _convert._sizes(name, layout, file)

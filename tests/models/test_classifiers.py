@@ -18,6 +18,17 @@ SMALL = [
     ("vit", {"patch": 4, "dim": 16, "depth": 2, "heads": 2}, 16),
     ("resnet50", {"stem": "cifar", "width": 4, "blocks": (1, 2)}, 16),
     ("wide_resnet50_2", {"stem": "cifar", "width": 4, "blocks": (1, 1)}, 16),
+    ("convnext_tiny", {"dims": (8, 16), "depths": (1, 1), "patch": 2}, 17),
+    ("deit_tiny", {"patch": 4, "dim": 16, "depth": 2, "heads": 2}, 16),
+    ("densenet121", {"stem": "cifar", "blocks": (1, 2), "growth": 4}, 16),
+    ("efficientnet_b0", {"stem": "cifar", "width_mult": 0.25}, 16),
+    ("efficientnet_lite0", {"stem": "cifar", "width_mult": 0.25}, 16),
+    ("shufflenet_v2_x0_5", {"stem": "cifar", "channels": (8, 8, 16, 16, 16)}, 16),
+    (
+        "swin_t",
+        {"patch": 2, "dim": 8, "depths": (2, 2), "heads": (2, 2), "window": 3},
+        18,
+    ),
 ]
 
 

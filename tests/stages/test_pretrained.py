@@ -52,6 +52,7 @@ def tiny(weights):
 def test_runs_on_converted_weights(weights, tmp_path):
     config = tiny(weights)
     config.denoiser.dtype = "bfloat16"
+    config.autoencoder.options.slices = 3
     config.guidance.terms = ("deviation", "transport")
     run(config, tmp_path, ("prepare", "sample", "relabel"))
     trained = {p.name.split("-")[0] for p in (tmp_path / "checkpoints").iterdir()}
@@ -69,12 +70,19 @@ def test_runs_on_converted_weights(weights, tmp_path):
     [
         ("denoiser.class_ids", (), "knows 9 classes and the data has 4"),
         ("denoiser.class_ids", (0, 1, 2, 9), "knows 9 classes"),
+        ("denoiser.class_ids", (0, 1, 2, -1), "knows 9 classes"),
+        ("denoiser.weights", "autoencoder_kl", "AutoencoderKL: a DiT is needed"),
+        ("autoencoder.weights", "resnet18", "ResNet: a AutoencoderKL is needed"),
+        ("autoencoder.model", "identity", "no use for config.autoencoder.weights"),
+        ("teachers.weights", {"resnet81": ""}, "did you mean 'resnet18'"),
         ("denoiser.weights", "nowhere", "nowhere.*model.json"),
-        ("teachers.weights", {"convnet3": "RESNET"}, "a convnet3 of 4 is needed"),
+        ("teachers.weights", {"convnet3": "RESNET"}, "a ConvNet of 4 is needed"),
     ],
 )
 def test_unfit_weights_are_refused(weights, field, value, message, tmp_path):
     config = tiny(weights)
+    if isinstance(value, str) and (weights / value).exists():
+        value = str(weights / value)
     if isinstance(value, dict):
         value = {k: str(weights / "resnet18") for k in value}
     section, name = field.split(".")

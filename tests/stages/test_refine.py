@@ -1,10 +1,11 @@
 """Everything that refinement may move, with every kind of feature."""
 
+import jax
 import numpy as np
 import pytest
 
 from configs import cifar100
-from ot_dd.stages.artifacts import Prepared
+from ot_dd.stages.artifacts import Prepared, to_float
 from ot_dd.stages.prepare import prepare
 from ot_dd.stages.refine import refine
 from ot_dd.stages.sample import sample
@@ -55,3 +56,22 @@ def test_no_steps_leave_the_set_as_it_is(ready):
     made.refine.steps = 0
     start = sample(made, work, prepared, name="guided", seed=0, terms=())
     assert refine(made, work, prepared, start).key == start.key
+
+
+def test_the_class_term_lowers_the_cross_entropy_of_trained_networks(ready):
+    work, prepared = ready
+    made = config()
+    made.refine.update(
+        {"features": ("teachers",), "class_weight": 100.0, "views": 2, "steps": 20}
+    )
+    start = sample(made, work, prepared, name="guided", seed=0, terms=())
+    end = refine(made, work, prepared, start)
+
+    def cross_entropy(image_set):
+        images, labels = image_set.flat()
+        logits = prepared.teachers[0](to_float(images))
+        return -np.asarray(jax.nn.log_softmax(logits))[
+            range(len(labels)), labels
+        ].mean()
+
+    assert cross_entropy(end) < 0.9 * cross_entropy(start)

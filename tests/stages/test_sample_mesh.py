@@ -1,0 +1,49 @@
+"""Classes over devices: the same set on one device and on four."""
+
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+_RUN = """
+import sys, jax
+from pathlib import Path
+jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+from configs import digits
+from ot_dd.distill import run
+
+config = digits.get_config("debug")
+config.guidance.terms = ("influence", "deviation", "transport")
+config.sampler.group = 1
+run(config, Path(sys.argv[2]), tuple(sys.argv[3].split(",")))
+print(jax.device_count())
+"""
+
+
+def run(devices, folder, stages):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(_RUN), str(devices), folder, stages],
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == str(devices)
+
+
+@pytest.mark.slow
+def test_the_set_does_not_depend_on_the_devices(tmp_path):
+    run(1, tmp_path / "one", "prepare")
+    shutil.copytree(tmp_path / "one", tmp_path / "four")
+    sets = {}
+    for name, devices in (("one", 1), ("four", 4)):  # Ten classes: the last are padded.
+        run(devices, tmp_path / name, "prepare,sample")
+        (made,) = (tmp_path / name / "cache").glob("sample-guided-0-*.npz")
+        sets[name] = np.load(made)
+    one, four = sets["one"], sets["four"]
+    assert one["latents"].shape[0] == 10
+    np.testing.assert_allclose(four["latents"], one["latents"], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(four["distances"], one["distances"], rtol=1e-3)
+    difference = np.abs(four["images"].astype(int) - one["images"].astype(int))
+    assert difference.max() <= 1
