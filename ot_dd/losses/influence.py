@@ -20,8 +20,11 @@ def gradient_cosine_distance(
       The distance in `[0, 2]`, scalar, with a gradient in `images`.
     """
     gradient = ravel_gradient(loss_fn, params, images, labels)
-    norms = jnp.sum(gradient**2) * jnp.sum(target**2)
-    return 1.0 - jnp.vdot(gradient, target) * jax.lax.rsqrt(norms + 1e-20)
+
+    def unit(v):  # Each by its own norm: the product of two small ones underflows.
+        return v * jax.lax.rsqrt(jnp.sum(v**2) + 1e-30)
+
+    return 1.0 - jnp.vdot(unit(gradient), unit(target))
 
 
 def ravel_gradient(loss_fn, params, images, labels) -> jax.Array:

@@ -30,6 +30,11 @@ def _count(where):
     return jnp.maximum(jnp.sum(where, dtype=jnp.float32), 1.0)
 
 
+def _wide(logits):
+    """Returns logits in float32, whatever narrower type a network computes in."""
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
 def _check_logits(student_logits, soft_logits, where=None):
     if student_logits.ndim != 2 or student_logits.shape != soft_logits.shape:
         raise ValueError(
@@ -92,8 +97,7 @@ def logit_matching(
     if groups < 1 or n % groups:
         raise ValueError(f"groups must divide the batch of {n}, found {groups}")
     p, q = (
-        jax.nn.softmax(v.astype(jnp.promote_types(v.dtype, jnp.float32)) / temperature)
-        for v in (student_logits, soft_logits)
+        jax.nn.softmax(_wide(v) / temperature) for v in (student_logits, soft_logits)
     )
     q = jax.lax.stop_gradient(q)
     if plan == "identity":
@@ -145,6 +149,7 @@ def soft_label_kl(
       ValueError: for shapes that disagree or an unknown reduction.
     """
     _check_logits(student_logits, soft_logits, where)
+    student_logits, soft_logits = _wide(student_logits), _wide(soft_logits)
     log_p = jax.nn.log_softmax(student_logits / temperature)
     log_q = jax.nn.log_softmax(jax.lax.stop_gradient(soft_logits) / temperature)
     values = temperature**2 * jnp.sum(jnp.exp(log_q) * (log_q - log_p), axis=-1)
@@ -173,6 +178,7 @@ def logit_mse(
       ValueError: for shapes that disagree or an unknown reduction.
     """
     _check_logits(student_logits, soft_logits, where)
+    student_logits, soft_logits = _wide(student_logits), _wide(soft_logits)
     soft_logits = jax.lax.stop_gradient(soft_logits)
     values = jnp.mean(jnp.square(student_logits - soft_logits), axis=-1)
     return _reduce(values, where, reduction)
@@ -213,6 +219,7 @@ def student_loss(
       ValueError: for shapes that disagree or unknown names.
     """
     options = {"where": where, "reduction": reduction}
+    student_logits = _wide(student_logits)
     loss = jnp.zeros((), student_logits.dtype)
     if ce_weight:
         ce = optax.softmax_cross_entropy_with_integer_labels(student_logits, labels)

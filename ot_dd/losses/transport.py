@@ -59,7 +59,8 @@ def transport_guidance(
         scale = epsilon
         if epsilon_unit == "mean_cost":
             mean = jnp.einsum("n,nm,m->", weights, cost, real_weights)
-            scale = scale * jax.lax.stop_gradient(mean)
+            tiny = jnp.finfo(cost.dtype).tiny ** 0.5  # Identical points have no scale.
+            scale = scale * jnp.maximum(jax.lax.stop_gradient(mean), tiny)
         result = ot.solve(
             cost, weights, real_weights, epsilon=scale, num_iters=num_iters, init=init
         )

@@ -35,14 +35,20 @@ def options(options, epsilon, solver, ott_options) -> None:
         raise ValueError("grad='unroll' needs num_iters: a while loop has no vjp")
     for name in ("num_iters", "max_iters"):
         count = getattr(options, name)
-        if count is not None and (not isinstance(count, int) or count < 1):
+        whole = isinstance(count, int | np.integer)
+        if count is not None and (not whole or count < 1):
             raise ValueError(f"{name} must be a positive int, found {count!r}")
     for name in ("tau_a", "tau_b"):
         tau = getattr(options, name)
         if not 0.0 < tau <= 1.0:
             raise ValueError(f"{name} must be in (0, 1], found {tau!r}")
-    if _known(epsilon) and not np.all(np.asarray(epsilon) > 0):
-        raise ValueError(f"epsilon must be positive, found {epsilon}")
+    if np.ndim(epsilon) != 0:
+        raise ValueError(f"epsilon must be a scalar, found shape {np.shape(epsilon)}")
+    if _known(epsilon) and not 0 < float(epsilon) < np.inf:
+        raise ValueError(f"epsilon must be positive and finite, found {epsilon}")
+    threshold = options.threshold
+    if not isinstance(threshold, int | float) or not threshold >= 0:
+        raise ValueError(f"threshold must be a number from 0 on, found {threshold!r}")
 
 
 def _all(test, value) -> bool:
@@ -56,6 +62,13 @@ def finite(name: str, value) -> None:
     if _known(value) and not _all(jnp.isfinite, value):
         bad = int((~np.isfinite(np.asarray(value))).sum())
         raise ValueError(f"{name} must be finite, found {bad} of {value.size} not so")
+
+
+def init(init, n: int, m: int) -> None:
+    """Checks the shapes of potentials to start from."""
+    found = init and tuple(np.shape(v) for v in init)
+    if found and found != ((n,), (m,)):
+        raise ValueError(f"init must be potentials [{n}] and [{m}], found {found}")
 
 
 def cost(cost) -> None:
@@ -90,6 +103,7 @@ def weights(a, b, n: int, m: int, dtype, balanced: bool):
             continue
         if np.shape(value) != (size,):
             raise ValueError(f"{name} must be [{size}], found {np.shape(value)}")
+        value = value if hasattr(value, "dtype") else np.asarray(value)
         finite(name, value)
         if _known(value) and not _all(lambda v: v >= 0, value):
             low = np.asarray(value).min()

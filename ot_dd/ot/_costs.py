@@ -12,6 +12,10 @@ def _squared_euclidean(x, y):
     # |x|^2 - 2 x y + |y|^2 as one matrix product: a sum of three would write out a
     # second matrix. The clip removes the small negative values that cancellation
     # leaves for near-equal points.
+    # Near the origin little is left to cancel.
+    centre = jax.lax.stop_gradient(y.mean(0))
+    x, y = x - centre, y - centre
+
     def extend(v, *columns):
         return jnp.concatenate([v, *(c[:, None] for c in columns)], axis=1)
 
@@ -86,7 +90,9 @@ def _mean_l1(x, y):
 def _cosine(x, y):
     def unit(v):
         square = jnp.sum(v * v, axis=1, keepdims=True)
-        return v * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+        # A zero vector has no direction: cosine 0, and no gradient.
+        some = square > 1e-24
+        return jnp.where(some, v * jax.lax.rsqrt(jnp.where(some, square, 1.0)), 0.0)
 
     return 1.0 - jnp.matmul(unit(x), unit(y).T, precision=jax.lax.Precision.HIGHEST)
 
@@ -123,9 +129,11 @@ def cost_matrix(x: jax.Array, y: jax.Array, cost_fn: CostFn) -> jax.Array:
         raise ValueError(
             f"x and y must be [n, d] and [m, d], found {x.shape} and {y.shape}"
         )
-    x, y = (v.astype(jnp.promote_types(v.dtype, jnp.float32)) for v in (x, y))
+    dtype = jnp.result_type(x, y, jnp.float32)
+    x, y = x.astype(dtype), y.astype(dtype)
     if callable(cost_fn):
-        return jax.vmap(lambda p: jax.vmap(lambda q: cost_fn(p, q))(y))(x)
+        with jax.default_matmul_precision("highest"):
+            return jax.vmap(lambda p: jax.vmap(lambda q: cost_fn(p, q))(y))(x)
     if cost_fn not in _COSTS:
         raise ValueError(
             f"cost_fn must be callable or one of {tuple(_COSTS)}, found {cost_fn!r}"

@@ -3,6 +3,9 @@
 import numpy as np
 from scipy import optimize, sparse
 
+# Points become copies of one another there: a matrix of this side takes 0.2 GB.
+_LARGEST_ASSIGNMENT = 5000
+
 
 def exact(cost, a=None, b=None) -> float:
     """Returns the exact transport cost `min <P, C>` over plans of marginals a and b.
@@ -20,11 +23,14 @@ def exact(cost, a=None, b=None) -> float:
       The transport cost.
 
     Raises:
-      ValueError: when shapes or total masses disagree.
+      ValueError: when shapes or total masses disagree, or weights are negative.
     """
     cost = np.asarray(cost, np.float64)
     n, m = cost.shape
-    if a is None and b is None and max(n, m) % min(n, m) == 0:
+    if 0 in cost.shape:
+        raise ValueError(f"cost must have points on both sides, found {cost.shape}")
+    small = max(n, m) <= _LARGEST_ASSIGNMENT
+    if a is None and b is None and max(n, m) % min(n, m) == 0 and small:
         repeats = max(n, m) // min(n, m)
         square = np.repeat(cost, repeats, axis=0 if n < m else 1)
         rows, columns = optimize.linear_sum_assignment(square)
@@ -44,4 +50,6 @@ def exact(cost, a=None, b=None) -> float:
         b_eq=np.concatenate([a, b * a.sum() / b.sum()]),
         method="highs",
     )
+    if solution.status != 0:
+        raise ValueError(f"a and b have no plan: {solution.message}")
     return float(solution.fun)

@@ -69,12 +69,21 @@ def target_marginal(weights, potential, epsilon, tau):
 
 
 def _log(total, weights):
-    """Returns the log of sums, with 0 where a point has no weight."""
-    return jnp.where(weights > 0, jnp.log(jnp.where(weights > 0, total, 1.0)), 0.0)
+    """Returns the log of sums, with 0 where a point has no weight or nothing is left."""
+    positive = (weights > 0) & (total > 0)
+    return jnp.where(positive, jnp.log(jnp.where(positive, total, 1.0)), 0.0)
 
 
 def _finite(top):
     return jnp.where(jnp.isfinite(top), top, 0.0)
+
+
+def _scan(body, carry, blocks):
+    """`jax.lax.scan` without the loop for a single block: XLA fuses across its edge."""
+    if jax.tree.leaves(blocks)[0].shape[0] > 1:
+        return jax.lax.scan(body, carry, blocks)
+    carry, out = body(carry, jax.tree.map(lambda v: v[0], blocks))
+    return carry, jax.tree.map(lambda v: v[None], out)
 
 
 class Geometry:
@@ -96,17 +105,20 @@ class Geometry:
 
     def rows(self, g, problem):
         """Returns `F(g)` `[n]`."""
-        log_b = log_weights(problem.b)[None, :]
+        # Without mass (an empty class among padded ones) there is no soft minimum:
+        # zero, and not the gradient of a sum over nothing, keeps everything finite.
+        any_mass = jnp.any(problem.b > 0)
+        log_b = jnp.where(any_mass, log_weights(problem.b), 0.0)
+        # One vector: on a CPU every further operand of the large sum is a matrix more.
+        shift = g / problem.epsilon + log_b
 
         @jax.checkpoint
-        def one(block):
-            scores = (g[None, :] - self._cost(block[0])) / problem.epsilon + log_b
+        def one(_, block):
+            scores = shift[None, :] - self._cost(block[0]) / problem.epsilon
             value = jax.nn.logsumexp(scores, axis=1)
-            # Without mass (an empty class among padded ones) there is no soft
-            # minimum: zero keeps everything finite.
-            return jnp.where(jnp.isfinite(value), -problem.epsilon * value, 0.0)
+            return None, jnp.where(any_mass, -problem.epsilon * value, 0.0)
 
-        return jax.lax.map(one, self._blocks()).reshape(-1)
+        return _scan(one, None, self._blocks())[1].reshape(-1)
 
     def columns(self, f, problem):
         """Returns `G(f)` `[m]`, by a running maximum and sum over the blocks."""
@@ -115,8 +127,8 @@ class Geometry:
         def one(carry, block):
             top, total = carry
             rows, f, a = block
-            scores = (f[:, None] - self._cost(rows)) / problem.epsilon
-            scores = scores + log_weights(a)[:, None]
+            shift = f / problem.epsilon + log_weights(a)
+            scores = shift[:, None] - self._cost(rows) / problem.epsilon
             new_top = jax.lax.stop_gradient(jnp.maximum(top, scores.max(0)))
             total = total * jnp.exp(top - _finite(new_top))
             total = total + jnp.exp(scores - _finite(new_top)[None, :]).sum(0)
@@ -124,7 +136,7 @@ class Geometry:
 
         m = problem.b.shape[0]
         start = (jnp.full((m,), -jnp.inf, f.dtype), jnp.zeros((m,), f.dtype))
-        (top, total), _ = jax.lax.scan(one, start, self._blocks(f, problem.a))
+        (top, total), _ = _scan(one, start, self._blocks(f, problem.a))
         if self.axis is not None:
             highest = jax.lax.pmax(jax.lax.stop_gradient(top), self.axis)
             total = self.sum(total * jnp.exp(top - _finite(highest)))
@@ -141,11 +153,18 @@ class Geometry:
             cost = self._cost(rows)
             plan = _plan(cost, f, g, problem._replace(a=a))
             held = jax.lax.stop_gradient(plan) if envelope else plan
-            sums = (plan.sum(), jnp.sum(held * cost), held.sum(0))
-            return jax.tree.map(jnp.add, carry, sums), held.sum(1)
+            # Row by row first, behind a barrier: a sum to a scalar is one thread's, and
+            # XLA would make one of two.
+            rows, linear = jax.lax.optimization_barrier(
+                # A pair of infinite cost is one without mass, not NaN.
+                (plan.sum(1), jnp.sum(held * jnp.where(plan > 0, cost, 0.0), axis=1))
+            )
+            sums = (rows.sum(), linear.sum(), held.sum(0))
+            rows = jax.lax.stop_gradient(rows) if envelope else rows
+            return jax.tree.map(jnp.add, carry, sums), rows
 
         zero = jnp.zeros((), g.dtype)
-        (mass, linear, columns), rows = jax.lax.scan(
+        (mass, linear, columns), rows = _scan(
             one,
             (zero, zero, jnp.zeros_like(g)),
             self._blocks(f, problem.a, size=self._gradient_rows),
@@ -159,9 +178,9 @@ class Geometry:
 
 
 def _plan(cost, f, g, problem):
-    scores = (f[:, None] + g[None, :] - cost) / problem.epsilon
-    scores += log_weights(problem.a)[:, None] + log_weights(problem.b)[None, :]
-    return jnp.exp(scores)
+    rows = f / problem.epsilon + log_weights(problem.a)
+    columns = g / problem.epsilon + log_weights(problem.b)
+    return jnp.exp(rows[:, None] + (columns[None, :] - cost / problem.epsilon))
 
 
 # Entries of a block that a CPU's cache holds; elsewhere the whole matrix is a block.
@@ -222,8 +241,9 @@ class Dense(Geometry):
         base_g = base / epsilon
 
         base_f = jax.lax.stop_gradient(self.rows(base, problem)) / epsilon
-        scores = base_f[:, None] + base_g[None, :] - self.cost / epsilon
-        kernel = jnp.exp(jnp.where(b[None, :] > 0, scores, -jnp.inf))
+        columns = jnp.where(b > 0, base_g, -jnp.inf)
+        scores = base_f[:, None] + (columns[None, :] - self.cost / epsilon)
+        kernel = jnp.exp(scores)
         blocks = jax.tree.map(
             lambda v: v.reshape(-1, self.block_size, *v.shape[1:]), (kernel, a, base_f)
         )
@@ -234,21 +254,24 @@ class Dense(Geometry):
 
             def one(q, block):  # Both products with a block while the cache holds it.
                 kernel, a, base_f = block
-                log_u = -tau_a * _log(jnp.matmul(kernel, bv, precision=HIGHEST), a)
+                p = jnp.matmul(kernel, bv, precision=HIGHEST)
+                log_u = -tau_a * _log(p, a)
                 if tau_a != 1.0:
                     log_u += (tau_a - 1.0) * base_f
                 u = jnp.where(a > 0, a * jnp.exp(log_u), 0.0)
-                largest = jnp.max(jnp.where(a > 0, jnp.abs(log_u), 0.0))
+                drift = jnp.where(p > 0, jnp.abs(log_u), jnp.inf)
+                largest = jnp.max(jnp.where(a > 0, drift, 0.0))
                 return q + jnp.matmul(u, kernel, precision=HIGHEST), largest
 
-            q, largest = jax.lax.scan(one, jnp.zeros_like(b), blocks)
+            q, largest = _scan(one, jnp.zeros_like(b), blocks)
             wanted = target_marginal(b, base + epsilon * log_v, epsilon, tau_b)
             error = jnp.sum(jnp.abs(bv * q - wanted))
             log_v = -tau_b * _log(q, b)
             if tau_b != 1.0:
                 log_v += (tau_b - 1.0) * base_g
             log_v = jnp.where(b > 0, log_v, 0.0)
-            drift = jnp.maximum(largest.max(), jnp.abs(log_v).max())
+            drift = jnp.where((b > 0) & ~(q > 0), jnp.inf, jnp.abs(log_v))
+            drift = jnp.maximum(largest.max(), drift.max())
             # A comparison that a NaN fails: it must not look safe.
             worst = jnp.where(drift < _SAFE_LOG_SCALING, worst, jnp.inf)
             return (log_v, worst), error
@@ -297,15 +320,16 @@ class Points(Geometry):
         and results are `Dense.fast_steps`'s.
         """
         _, b, epsilon, tau_a, tau_b = problem
-        log_b = log_weights(b)[None, :]
+        log_b = log_weights(b)
 
         def body(state):
             g, safe = state
+            shift = g / epsilon + log_b
 
             @jax.checkpoint
             def one(columns, block):
                 x, a = block
-                scores = (g[None, :] - self._cost(x)) / epsilon + log_b
+                scores = shift[None, :] - self._cost(x) / epsilon
                 top = _finite(jax.lax.stop_gradient(scores.max(1)))
                 entries = jnp.exp(scores - top[:, None])
                 total = entries.sum(1)
@@ -316,13 +340,13 @@ class Points(Geometry):
                 weight = jnp.where(a > 0, weight, 0.0)
                 return columns + jnp.matmul(weight, entries, precision=HIGHEST), None
 
-            columns, _ = jax.lax.scan(one, jnp.zeros_like(g), self._blocks(problem.a))
+            columns, _ = _scan(one, jnp.zeros_like(g), self._blocks(problem.a))
             columns = self.sum(columns)
             wanted = target_marginal(b, g, epsilon, tau_b)
             error = jnp.sum(jnp.abs(columns - wanted))
             tiny = 100 * jnp.finfo(g.dtype).tiny
             good = jnp.all(jnp.where(b > 0, (columns > tiny) & (columns < 1e30), True))
-            ratio = _log(columns, b) - jnp.where(b > 0, log_b[0], 0.0)
+            ratio = _log(columns, b) - jnp.where(b > 0, log_b, 0.0)
             new_g = tau_b * (g - epsilon * ratio)
             return (jnp.where(b > 0, new_g, g), safe & good), error
 

@@ -98,7 +98,8 @@ def iterate(geometry, problem, init, options):
 
     mass = jnp.maximum(geometry.sum(problem.a.sum()), problem.b.sum())
     limit = options.threshold * mass
-    most = max(options.max_iters - 1 - options.masked, 0)
+    last = options.masked and options.max_iters > 1
+    most = max(options.max_iters - 1 - last, 0)
 
     def going(state):
         _, error, step = state
@@ -113,13 +114,13 @@ def iterate(geometry, problem, init, options):
 
     start = (g, jnp.asarray(jnp.inf, g.dtype), jnp.asarray(0))
     g, _, step = jax.lax.while_loop(going, more, start)
-    if options.masked:
+    if last:
         g = log_steps(g, functools.partial(_repeat_exactly, 1))[0]
-    return tau_a * geometry.rows(g, problem), g, step + 1 + options.masked
+    return tau_a * geometry.rows(g, problem), g, step + 1 + last
 
 
 def _repeat_exactly(length, body, state):
-    """Runs `body` `length` times, by `scan`; returns its state, error and the count."""
+    """Runs `body` `length` times; returns its state, error and the count."""
     error = jnp.zeros((), jax.tree.leaves(state)[0].dtype)
     state, error = jax.lax.fori_loop(
         0, length, lambda _, carry: body(carry[0]), (state, error)

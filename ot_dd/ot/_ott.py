@@ -30,6 +30,7 @@ def solve(cost, a, b, epsilon, options, init, ott_options, make_result):
     """Solves by `ott.solvers.linear.solve`; arguments as `ot.solve` has them."""
     if not isinstance(cost, Geometry):
         _checks.cost(cost)
+        cost = cost.astype(jnp.promote_types(cost.dtype, jnp.float32))
         cost = Geometry(cost_matrix=cost)
     a, b = _checks.weights(
         a, b, *cost.shape, cost.dtype, options.tau_a == options.tau_b == 1.0
@@ -77,6 +78,8 @@ def solve(cost, a, b, epsilon, options, init, ott_options, make_result):
         potentials=potentials,
         marginal_error=error,
         n_iters=output.n_iters,
-        converged=(error <= options.threshold * mass) & jnp.isfinite(error),
+        converged=(error <= options.threshold * mass) & jnp.isfinite(error)
+        if options.tau_a == options.tau_b == 1.0
+        else output.converged,
         coupling=Ott(output),
     )

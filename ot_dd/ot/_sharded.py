@@ -12,7 +12,14 @@ from ot_dd.ot import _checks
 from ot_dd.ot._costs import CostFn
 from ot_dd.ot._geometry import Points
 from ot_dd.ot._iterations import Options
-from ot_dd.ot._sinkhorn import Gibbs, OTResult, crop_rows, pad_rows, run
+from ot_dd.ot._sinkhorn import (
+    Gibbs,
+    OTResult,
+    crop_rows,
+    held_plan,
+    pad_rows,
+    run,
+)
 
 
 def solve_sample_sharded(
@@ -78,6 +85,7 @@ def solve_sample_sharded(
     for name in axes:
         _checks.one_of("axis", name, tuple(mesh.axis_names))
     n, m = len(x), len(y)
+    _checks.init(init, n, m)
     balanced = tau_a == tau_b == 1.0
     a, b = _checks.weights(a, b, n, m, jnp.result_type(x, y), balanced)
     return _solve(
@@ -91,6 +99,8 @@ def solve_sample_sharded(
 )
 def _solve(x, y, a, b, epsilon, init, *, mesh, axes, cost_fn, block_size, options):
     n = len(x)
+    dtype = jnp.result_type(x, y, jnp.float32)
+    x, y = x.astype(dtype), y.astype(dtype)
     devices = 1
     for name in axes:
         devices *= mesh.shape[name]
@@ -117,4 +127,4 @@ def _solve(x, y, a, b, epsilon, init, *, mesh, axes, cost_fn, block_size, option
     )(x, y, a, b, jnp.asarray(epsilon), init)
     geometry = Points(x, y, cost_fn, block)
     gibbs = Gibbs(geometry, result.potentials, a, b, jnp.asarray(epsilon))
-    return crop_rows(result._replace(coupling=gibbs), n)
+    return crop_rows(result._replace(coupling=held_plan(gibbs, options)), n)

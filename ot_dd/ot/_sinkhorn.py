@@ -31,7 +31,7 @@ class OTResult(NamedTuple):
       n_iters: iterations run.
       converged: whether `marginal_error` is at most `threshold` (of the total mass);
         false, too, for a result that is not finite.
-      coupling: what `plan` is made from.
+      coupling: what `plan` is made from: the cost or the points; `scan` stacks it.
     """
 
     value: jax.Array
@@ -44,7 +44,10 @@ class OTResult(NamedTuple):
 
     @property
     def plan(self) -> jax.Array:
-        """The transport plan `P [n, m]`, computed when it is asked for."""
+        """The transport plan `P [n, m]`, computed when it is asked for.
+
+        It has a gradient with `grad="unroll"` alone.
+        """
         matrix = type(self.coupling).matrix
         for _ in range(self.value.ndim):  # A result that came out of `vmap`.
             matrix = jax.vmap(matrix)
@@ -84,7 +87,8 @@ def solve(
 ) -> OTResult:
     """Solves entropic OT between two weighted point sets given their costs.
 
-    Points of zero weight take no part, which is how padding and masks are written.
+    Points of zero weight take no part, as long as they are finite: that is how padding
+    and masks are written. The gradient in a weight is for weights above zero.
     The values and gradients are those of Sinkhorn's iterations in exact arithmetic,
     whatever the method.
 
@@ -98,13 +102,14 @@ def solve(
       threshold: marginal error, as a share of the total mass, that counts as
         converged.
       max_iters: the limit when `num_iters` is not given.
-      init: potentials `(f, g)` to start from.
+      init: potentials `(f, g)` to start from; the iteration begins with `f`.
       tau_a: `rho / (rho + epsilon)` for a KL penalty `rho` on the row marginal; 1
         is the balanced problem.
       tau_b: the same for the column marginal.
       grad: `"envelope"` differentiates with the plan held fixed (exact for `value` at
         convergence), `"unroll"` goes through the iterations (needs `num_iters`;
-        rematerialised: memory grows by some vectors an iteration, not by a matrix),
+        rematerialised: memory grows by some vectors an iteration, and with
+        `method="kernel"` by some matrices every 40),
         `"none"` stops gradients.
       method: `"log"` iterates in the log domain, safe at any epsilon. `"kernel"`
         iterates by matrix-vector products with a stabilised kernel, several times
@@ -132,6 +137,7 @@ def solve(
     if solver == "ott":
         return _ott.solve(cost, a, b, epsilon, options, init, ott_options, OTResult)
     _checks.cost(cost)
+    _checks.init(init, *cost.shape)
     a, b = _checks.weights(a, b, *cost.shape, cost.dtype, tau_a == tau_b == 1.0)
     return _solve_dense(cost, a, b, epsilon, init, options=options)
 
@@ -197,6 +203,7 @@ def solve_sample(
         cost = cost_matrix(x, y, cost_fn) if cost is None else cost
         return _ott.solve(cost, a, b, epsilon, options, init, ott_options, OTResult)
     n, m = len(x), len(y)
+    _checks.init(init, n, m)
     balanced = tau_a == tau_b == 1.0
     a, b = _checks.weights(a, b, n, m, jnp.result_type(x, y), balanced)
     return _solve_points(
@@ -216,6 +223,8 @@ def _solve_points(x, y, a, b, epsilon, init, *, cost_fn, block_size, options):
     if block_size is None:
         return run(Dense(cost_matrix(x, y, cost_fn)), a, b, epsilon, init, options)
     n = len(x)
+    dtype, block_size = jnp.result_type(x, y, jnp.float32), min(block_size, n)
+    x, y = x.astype(dtype), y.astype(dtype)
     x, a, init = pad_rows(x, a, init, block_size)
     result = run(Points(x, y, cost_fn, block_size), a, b, epsilon, init, options)
     return crop_rows(result, n)
@@ -249,7 +258,7 @@ def run(geometry, a, b, epsilon, init, options: Options) -> OTResult:
     dtype = jnp.promote_types(leaf.dtype, jnp.float32)
     a, b, epsilon = (jnp.asarray(v, dtype) for v in (a, b, epsilon))
     if options.grad == "none":
-        geometry, a, b = jax.lax.stop_gradient((geometry, a, b))
+        geometry, a, b, epsilon = jax.lax.stop_gradient((geometry, a, b, epsilon))
     problem = Problem(a, b, epsilon, options.tau_a, options.tau_b)
     if init is not None:
         init = tuple(jnp.asarray(v, dtype) for v in init)
@@ -280,10 +289,20 @@ def run(geometry, a, b, epsilon, init, options: Options) -> OTResult:
         potentials=(f, g),
         marginal_error=error,
         n_iters=n_iters,
-        # A comparison that NaN fails.
-        converged=(error <= options.threshold * mass) & jnp.isfinite(value),
-        coupling=Gibbs(geometry, (f, g), a, b, epsilon),
+        # Comparisons that NaN fails.
+        converged=(error <= options.threshold * mass)
+        & jnp.isfinite(value + totals.linear)
+        & (epsilon > 0),
+        coupling=held_plan(Gibbs(geometry, (f, g), a, b, epsilon), options),
     )
+
+
+def held_plan(coupling: Gibbs, options: Options) -> Gibbs:
+    """Returns what a plan is made from, without a gradient unless it is unrolled.
+
+    At held potentials the plan has another derivative than the plan of the problem.
+    """
+    return coupling if options.grad == "unroll" else jax.lax.stop_gradient(coupling)
 
 
 def _dual_term(potential, weights, epsilon, tau):

@@ -1,0 +1,197 @@
+"""Corners of problems: nothing to move, far away, forbidden, given wrongly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ot_dd import losses, ot
+from ot_dd.losses import gradient_cosine_distance, transport_guidance
+
+
+def clouds(n=6, m=8, d=3):
+    x = jax.random.normal(jax.random.key(0), (n, d))
+    return x, jax.random.normal(jax.random.key(1), (m, d)) + 0.5
+
+
+@pytest.mark.parametrize("method", ["log", "auto", "kernel"])
+@pytest.mark.parametrize("grad", ["envelope", "unroll"])
+@pytest.mark.parametrize("block_size", [None, 2])
+@pytest.mark.parametrize("empty", ["a", "b", "both"])
+def test_an_empty_measure_has_finite_gradients(method, grad, block_size, empty):
+    x, y = clouds()
+    a = jnp.zeros(6) if empty in ("a", "both") else jnp.full(6, 1 / 6)
+    b = jnp.zeros(8) if empty in ("b", "both") else jnp.full(8, 1 / 8)
+
+    @jax.jit
+    @jax.value_and_grad
+    def value(x, y, a, b):
+        return ot.solve_sample(
+            x, y, a, b, epsilon=0.5, num_iters=12, method=method, grad=grad,
+            block_size=block_size,
+        ).value  # fmt: skip
+
+    found, gradient = value(x, y, a, b)
+    assert np.isfinite(found) and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_masked_groups_have_no_gradient(groups):
+    s, t = np.random.default_rng(0).normal(size=(2, 8, 5)).astype("f4")
+    mask = jnp.arange(8) < 4
+
+    def loss(s):
+        return losses.student_loss(s, t, jnp.zeros(8, int), groups=groups, where=mask)
+
+    gradient = jax.grad(loss)(s)
+    assert np.isfinite(gradient).all() and (gradient[4:] == 0).all()
+    assert (jnp.abs(gradient[:4]).sum(1) > 0).all()
+
+
+def test_a_forbidden_pair_is_not_used():
+    x, y = clouds()
+    cost = ot.cost_matrix(x, y, "sqeuclidean").at[0, 0].set(jnp.inf)
+    result = jax.jit(lambda c: ot.solve(c, epsilon=0.5, num_iters=200))(cost)
+    assert result.converged and np.isfinite(result.value_linear)
+    assert result.plan[0, 0] == 0
+    large = ot.solve(cost.at[0, 0].set(1e4), epsilon=0.5, num_iters=200)
+    np.testing.assert_allclose(result.value_linear, large.value_linear, rtol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0, 1000.0])
+def test_clouds_far_from_the_origin_keep_their_distances(offset):
+    x, y = clouds(40, 50)
+    far = ot.cost_matrix(x + offset, y + offset, "sqeuclidean")
+    rounded = np.float64(x + offset)[:, None] - np.float64(y + offset)[None]
+    np.testing.assert_allclose(far, (rounded**2).sum(-1), rtol=1e-4, atol=1e-4)
+
+
+def test_the_cosine_of_a_zero_vector_has_no_gradient():
+    x, y = clouds()
+    x = x.at[2].set(0.0)
+    gradient = jax.grad(lambda x: ot.cost_matrix(x, y, "cosine").sum())(x)
+    assert jnp.abs(gradient).max() < 100 and (gradient[2] == 0).all()
+
+
+def test_a_plan_has_a_gradient_only_when_unrolled():
+    x, y = clouds()
+    cost = ot.cost_matrix(x, y, "sqeuclidean")
+
+    def total(cost, grad):
+        return (ot.solve(cost, epsilon=0.5, num_iters=60, grad=grad).plan * cost).sum()
+
+    # With the plan held, d<P, C> = P dC.
+    plan = ot.solve(cost, epsilon=0.5, num_iters=60).plan
+    np.testing.assert_allclose(jax.grad(total)(cost, "envelope"), plan, rtol=1e-5)
+    with jax.enable_x64(True):
+        wide = jnp.asarray(np.float64(cost))
+        step = 1e-6 * jax.random.normal(jax.random.key(2), cost.shape, jnp.float64)
+        numeric = (total(wide + step, "unroll") - total(wide - step, "unroll")) / 2
+        gradient = jax.grad(total)(wide, "unroll")
+        np.testing.assert_allclose(jnp.vdot(gradient, step), numeric, rtol=1e-6)
+
+
+def test_no_gradient_means_none_at_all():
+    x, y = clouds()
+
+    def value(x, epsilon):
+        return ot.solve_sample(x, y, epsilon=epsilon, num_iters=9, grad="none").value
+
+    gradients = jax.grad(value, (0, 1))(x, jnp.float32(0.5))
+    assert all((g == 0).all() for g in gradients)
+
+
+def test_unbalanced_divergence_of_one_cloud_with_two_masses():
+    x, _ = clouds(40)
+    a = jnp.full(40, 1 / 40)
+    options = {"epsilon": 2.0, "tau_a": 0.5, "tau_b": 0.5, "num_iters": 200}
+    same = ot.sinkhorn_divergence(x, x, a, a, **options)
+    more = ot.sinkhorn_divergence(x, x, 2 * a, a, **options)
+    np.testing.assert_allclose(same, 0.0, atol=1e-5)
+    assert more > 0.1
+    with pytest.raises(ValueError, match="init must be None"):
+        ot.sinkhorn_divergence(x, x, epsilon=1.0, init=(a, a))
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-6, 1e-9])
+def test_gradient_matching_does_not_depend_on_the_gradients_size(size):
+    images, labels = jnp.ones((2, 3)), jnp.zeros(2, int)
+
+    def loss(params, images, labels):
+        return size * jnp.sum(params["w"] * images)
+
+    params, target = {"w": jnp.ones((2, 3))}, size * jnp.ones(6)
+    found = gradient_cosine_distance(loss, params, images, labels, target)
+    np.testing.assert_allclose(found, 0.0, atol=1e-5)
+
+
+def test_guidance_of_identical_points_is_finite():
+    points = jnp.ones((2, 4))
+
+    @jax.jit
+    def guide(points):
+        return transport_guidance(
+            points, jnp.ones((3, 4)), jnp.full(3, 1 / 3),
+            memory_cost=jnp.zeros((0, 3)), filled=jnp.zeros(0),
+            cost_fn="sqeuclidean", epsilon_unit="mean_cost",
+        )[0]  # fmt: skip
+
+    assert np.isfinite(guide(points)).all()
+
+
+@pytest.mark.parametrize("cost_fn", ["sqeuclidean", "l1"])
+@pytest.mark.parametrize("block_size", [None, 2, 1024])
+def test_clouds_of_two_types(cost_fn, block_size):
+    with jax.enable_x64(True):
+        x, y = clouds()
+        y = jnp.asarray(np.float64(y))
+        result = ot.solve_sample(
+            x, y, cost_fn=cost_fn, epsilon=0.5, num_iters=9, block_size=block_size
+        )
+        assert result.value.dtype == jnp.float64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epsilon": jnp.ones(3)}, "epsilon must be a scalar"),
+        ({"epsilon": jnp.inf}, "epsilon must be positive and finite"),
+        ({"epsilon": 1.0, "threshold": float("nan")}, "threshold"),
+        ({"epsilon": 1.0, "threshold": jnp.ones(())}, "threshold"),
+        ({"epsilon": 1.0, "init": (jnp.zeros(6), jnp.zeros(7))}, "init"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        ot.solve_sample(*clouds(), **options)
+
+
+def test_lists_and_numpy_integers_are_taken():
+    x, y = clouds()
+    weights = [1 / 6] * 6
+    listed = ot.solve_sample(x, y, weights, epsilon=1.0, num_iters=np.int64(5))
+    plain = ot.solve_sample(x, y, epsilon=1.0, num_iters=5)
+    np.testing.assert_allclose(listed.value, plain.value, rtol=1e-5)
+
+
+def test_losses_of_bfloat16_logits_are_float32():
+    s, t = np.random.default_rng(0).normal(size=(2, 16, 10)).astype("f4")
+    narrow = [jnp.asarray(v, jnp.bfloat16) for v in (s, t)]
+    wide = [v.astype(jnp.float32) for v in narrow]
+    labels = jnp.zeros(16, int)
+    for loss in (losses.soft_label_kl, losses.logit_mse):
+        assert loss(*narrow).dtype == jnp.float32
+        np.testing.assert_allclose(loss(*narrow), loss(*wide), rtol=1e-6)
+    options = {"ot_weight": 0.0}
+    np.testing.assert_allclose(
+        losses.student_loss(*narrow, labels, **options),
+        losses.student_loss(*wide, labels, **options),
+        rtol=1e-6,
+    )
+
+
+def test_exact_refuses_what_has_no_plan():
+    with pytest.raises(ValueError, match="no plan"):
+        ot.exact(np.ones((2, 2)), [1.5, -0.5], [0.5, 0.5])
+    with pytest.raises(ValueError, match="points on both sides"):
+        ot.exact(np.ones((0, 2)))
