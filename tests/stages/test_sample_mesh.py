@@ -18,6 +18,7 @@ from ot_dd.distill import run
 config = digits.get_config("debug")
 config.guidance.terms = ("influence", "deviation", "transport")
 config.sampler.group = 1
+config.teachers.models, config.lia.teachers_by_ipc = ("mlp",), ((1, 1),)
 run(config, Path(sys.argv[2]), tuple(sys.argv[3].split(",")))
 print(jax.device_count())
 """
