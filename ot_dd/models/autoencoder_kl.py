@@ -7,14 +7,20 @@ import jax.numpy as jnp
 from ot_dd.models import layers
 
 
-class _ResBlock(nn.Module):
-    """Two rounds of GroupNorm, SiLU and 3x3 convolution around a shortcut."""
+class ResBlock(nn.Module):
+    """Two rounds of GroupNorm, SiLU and 3x3 convolution around a shortcut.
+
+    Attributes:
+      features: output channels; where they change, the shortcut is a 1x1 convolution.
+      groups: groups of the norms.
+    """
 
     features: int
     groups: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[b, h, w, c]` to `[b, h, w, features]`."""
         y = layers.GroupNorm(self.groups, 1e-6, name="norm1")(x)
         y = layers.Conv(self.features, name="conv1")(nn.silu(y))
         y = layers.GroupNorm(self.groups, 1e-6, name="norm2")(y)
@@ -44,9 +50,9 @@ class _Middle(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = x.shape[-1]
-        x = _ResBlock(c, self.groups, name="block0")(x)
+        x = ResBlock(c, self.groups, name="block0")(x)
         x = _Attention(self.groups, name="attention")(x)
-        return _ResBlock(c, self.groups, name="block1")(x)
+        return ResBlock(c, self.groups, name="block1")(x)
 
 
 class _Encoder(nn.Module):
@@ -60,7 +66,7 @@ class _Encoder(nn.Module):
         x = layers.Conv(self.channels[0], name="conv_in")(x)
         for level, c in enumerate(self.channels):
             for i in range(self.blocks):
-                x = _ResBlock(c, self.groups, name=f"block{level}_{i}")(x)
+                x = ResBlock(c, self.groups, name=f"block{level}_{i}")(x)
             if level < len(self.channels) - 1:
                 # Padded below and to the right only.
                 pad = ((0, 1), (0, 1))
@@ -82,7 +88,7 @@ class _Decoder(nn.Module):
         x = _Middle(self.groups, name="middle")(x)
         for level, c in reversed(list(enumerate(self.channels))):
             for i in range(self.blocks + 1):
-                x = _ResBlock(c, self.groups, name=f"block{level}_{i}")(x)
+                x = ResBlock(c, self.groups, name=f"block{level}_{i}")(x)
             if level > 0:
                 x = x.repeat(2, 1).repeat(2, 2)
                 x = layers.Conv(c, name=f"up{level}")(x)

@@ -5,20 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from ot_dd.models import layers
-
-
-class _ResBlock(nn.Module):
-    """Two rounds of GroupNorm, SiLU and 3x3 convolution around a shortcut."""
-
-    groups: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        c = x.shape[-1]
-        y = layers.GroupNorm(self.groups, 1e-6, name="norm1")(x)
-        y = layers.Conv(c, name="conv1")(nn.silu(y))
-        y = layers.GroupNorm(self.groups, 1e-6, name="norm2")(y)
-        return x + layers.Conv(c, name="conv2")(nn.silu(y))
+from ot_dd.models.autoencoder_kl import ResBlock
 
 
 class _Encoder(nn.Module):
@@ -38,7 +25,7 @@ class _Encoder(nn.Module):
                 pad = ((0, 1), (0, 1))
                 x = layers.Conv(c, strides=2, padding=pad, name=f"down{level}")(x)
             for i in range(self.blocks):
-                x = _ResBlock(self.groups, name=f"block{level}_{i}")(x)
+                x = ResBlock(c, self.groups, name=f"block{level}_{i}")(x)
         x = layers.GroupNorm(self.groups, 1e-6, name="norm_out")(x)
         return layers.Conv(self.out_channels, name="conv_out")(nn.silu(x))
 
@@ -58,7 +45,7 @@ class _Decoder(nn.Module):
                 x = x.repeat(2, 1).repeat(2, 2)
                 x = layers.Conv(c, name=f"up{level}")(x)
             for i in range(self.blocks):
-                x = _ResBlock(self.groups, name=f"block{level}_{i}")(x)
+                x = ResBlock(c, self.groups, name=f"block{level}_{i}")(x)
         x = layers.GroupNorm(self.groups, 1e-6, name="norm_out")(x)
         x = layers.Conv(self.patch**2 * self.out_channels, name="conv_out")(nn.silu(x))
         return layers.depth_to_space(x, self.patch)
