@@ -22,6 +22,21 @@ def data_mesh() -> jax.sharding.Mesh | None:
     return jax.make_mesh((count,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
+def place(tree, mesh: jax.sharding.Mesh | None, *axes: str | None):
+    """Puts a tree of arrays on a mesh, where a restored one is on one device.
+
+    Args:
+      tree: arrays, or None.
+      mesh: the mesh; None leaves the tree as it is.
+      *axes: the mesh axis that splits each array axis in turn, or None; nothing at all
+        gives every device a copy.
+    """
+    if mesh is None:
+        return tree
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+    return jax.device_put(tree, sharding)
+
+
 @contextlib.contextmanager
 def side_by_side(
     stop: threading.Event, *, main_works: bool = False

@@ -20,6 +20,7 @@ from ml_collections import FrozenConfigDict
 from ot_dd import data, models, ot
 from ot_dd.config import fingerprint
 from ot_dd.diffusion import SAMPLERS, Process
+from ot_dd.parallel import place
 from ot_dd.stages.artifacts import (
     Autoencoder,
     Classifier,
@@ -70,6 +71,7 @@ def refine(
         seed = jax.random.fold_in(jax.random.key(config.seed), 2000 + start.seed)
         data_ = Data(*_real_images(prepared), _fixed(config, prepared, start))
         params = _start_params(config, prepared, start)
+        seed, data_, params = place((seed, data_, params), mesh)
         checkpoints = workdir.checkpoints(f"refine-{name}-{start.seed}-{key}")
         try:
             state, _ = fit(

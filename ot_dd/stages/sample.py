@@ -12,6 +12,7 @@ from ot_dd import diffusion
 from ot_dd.config import fingerprint, options
 from ot_dd.diffusion import SAMPLERS, Term, Transport, flow_process, sample_classes
 from ot_dd.diffusion.guidance import influence
+from ot_dd.parallel import place
 from ot_dd.stages.artifacts import ImageSet, Prepared, to_float, to_uint8
 from ot_dd.stages.plan import TERMS
 from ot_dd.stages.prepare import class_batches, class_gradients, decode_images
@@ -133,6 +134,11 @@ def generate(config, prepared: Prepared, seed: int, terms, group: int, mesh=None
     batch += -batch % (1 if mesh is None else mesh.shape["data"])
     # Strengths are traced: every set with the same terms is one compiled program.
     strengths = tuple(jnp.float32(term.strength) for term in terms)
+    key = jax.random.fold_in(jax.random.key(config.seed), 1000 + seed)
+    networks = prepared.denoiser, prepared.autoencoder, prepared.surrogate
+    process, key, networks, strengths = place(
+        (make_process(config), key, networks, strengths), mesh
+    )
     static = (
         config.sampler.name, make_transport_options(config), config.ipc, group,
         tuple(term._replace(strength=None) for term in terms), mesh,
@@ -147,14 +153,12 @@ def generate(config, prepared: Prepared, seed: int, terms, group: int, mesh=None
             targets = _targets(config, prepared, classes)
         latents, trace = _run(
             static,
-            make_process(config),
-            jax.random.fold_in(jax.random.key(config.seed), 1000 + seed),
-            jnp.asarray(classes, jnp.int32),
-            prepared.denoiser,
-            prepared.autoencoder,
-            prepared.surrogate,
-            part,
-            targets,
+            process,
+            key,
+            place(jnp.asarray(classes, jnp.int32), mesh, "data"),
+            *networks,
+            place(part, mesh, "data"),
+            place(targets, mesh, None, "data"),
             strengths,
         )
         keep = min(batch, num_classes - start)

@@ -1,4 +1,4 @@
-"""Classes over devices: the same set on one device and on four."""
+"""Classes over devices, and refinement: the same set on one device and on four."""
 
 import shutil
 import subprocess
@@ -39,12 +39,20 @@ def test_the_set_does_not_depend_on_the_devices(tmp_path):
     shutil.copytree(tmp_path / "one", tmp_path / "four")
     sets = {}
     for name, devices in (("one", 1), ("four", 4)):  # Ten classes: the last are padded.
-        run(devices, tmp_path / name, "prepare,sample")
+        run(devices, tmp_path / name, "prepare,sample,refine")
         (made,) = (tmp_path / name / "cache").glob("sample-guided-0-*.npz")
         sets[name] = np.load(made)
     one, four = sets["one"], sets["four"]
     assert one["latents"].shape[0] == 10
     np.testing.assert_allclose(four["latents"], one["latents"], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(four["distances"], one["distances"], rtol=1e-3)
+    refined = [
+        np.load(next((tmp_path / name / "cache").glob("refine-ot_dd-0-*.npz")))[
+            "latents"
+        ]
+        for name in ("one", "four")
+    ]
+    # Adam divides by small gradients' size: rounding shows more than in sampling.
+    np.testing.assert_allclose(*refined, rtol=0, atol=0.02)
     difference = np.abs(four["images"].astype(int) - one["images"].astype(int))
     assert difference.max() <= 1
