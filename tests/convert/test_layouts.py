@@ -105,7 +105,7 @@ def test_parts_and_entries_go_where_they_belong():
         _engine.Rule(r"b\.(\d)\.k", "dense", r"s[\1]/qkv#1/2"),
     )
     tensors = {
-        f"b.{i}.{part}.weight": np.full((2, 3), 10 * i + k)
+        f"b.{i}.{part}.weight": np.full((2, 3), 10 * i + k, "f4")
         for i in range(3)
         for k, part in enumerate("qk")
     }
