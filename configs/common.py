@@ -106,9 +106,12 @@ def base(name: str) -> ConfigDict:
     config.student = ConfigDict(
         dict(
             model="convnet3", options=ConfigDict(), steps=300, batch_size=100,
-            learning_rate=3e-3, weight_decay=0.01, zeta=2.0, ema=0.99, ce_weight=0.025,
-            mse_weight=1.0, ot_weight=0.1, temperature=2.0, epsilon=0.1, num_iters=20,
-            plan="sinkhorn", evaluations=3,
+            # decays: (share of the run, factor) pairs of a step schedule; without any
+            # it is the smoothing cosine.
+            optimiser="adamw", learning_rate=3e-3, weight_decay=0.01, zeta=2.0,
+            decays=(), ema=0.99, ce_weight=0.025, mse_weight=1.0, kl_weight=0.0,
+            kl_temperature=20.0, ot_weight=0.1, temperature=2.0, epsilon=0.1,
+            num_iters=20, plan="sinkhorn", evaluations=3,
         )
     )  # fmt: skip
     config.study = ConfigDict(

@@ -1,5 +1,23 @@
-"""Image sets to compare with: each function returns rows of the training set."""
+"""Image sets to compare with: rows of the training set, or images made from it."""
 
-from ot_dd.baselines.selection import kmeans_rows, random_rows
+from ot_dd.baselines.collage import collages
+from ot_dd.baselines.selection import (
+    easiest_rows,
+    el2n_scores,
+    herding_rows,
+    kcenter_rows,
+    kmeans_rows,
+    quantise,
+    random_rows,
+)
 
-__all__ = ["kmeans_rows", "random_rows"]
+__all__ = [
+    "collages",
+    "easiest_rows",
+    "el2n_scores",
+    "herding_rows",
+    "kcenter_rows",
+    "kmeans_rows",
+    "quantise",
+    "random_rows",
+]

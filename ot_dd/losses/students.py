@@ -192,14 +192,18 @@ def student_loss(
     ce_weight: float = 0.025,
     mse_weight: float = 1.0,
     ot_weight: float = 0.1,
+    kl_weight: float = 0.0,
+    kl_temperature: float = 20.0,
     where: jax.Array | None = None,
     reduction: str = "mean",
     **matching,
 ) -> jax.Array:
-    """Returns `kappa_1 CE + kappa_2 MSE + beta_2 OT`, the student's training loss.
+    """Returns `kappa_1 CE + kappa_2 MSE + beta_2 OT + kl_weight KL`.
 
-    The terms follow EDC (Shao et al., NeurIPS 2024: `mse_gt`, with 0.025 and 1) and
-    SinKD. Under CutMix the cross-entropy keeps the un-mixed label, as EDC does.
+    The student's training loss. The first terms follow EDC (Shao et al., NeurIPS 2024:
+    `mse_gt`, with 0.025 and 1) and SinKD; under CutMix the cross-entropy keeps the
+    un-mixed label, as EDC does. The last one is for recipes that distil by KL, as
+    RDED's (Sun et al., CVPR 2024) at temperature 20.
 
     Args:
       student_logits: `[n, classes]`.
@@ -208,6 +212,8 @@ def student_loss(
       ce_weight: weight of the cross-entropy with the hard labels.
       mse_weight: weight of the mean squared error over batch and classes.
       ot_weight: weight of `logit_matching` in its mean form.
+      kl_weight: weight of `soft_label_kl`.
+      kl_temperature: its temperature.
       where: mask `[n]` of the examples that count.
       reduction: `"mean"`, `"sum"` or `"none"`.
       **matching: keywords of `logit_matching`.
@@ -229,4 +235,7 @@ def student_loss(
     if ot_weight:
         matching = options | matching
         loss += ot_weight * logit_matching(student_logits, soft_logits, **matching)
+    if kl_weight:
+        options = options | {"temperature": kl_temperature}
+        loss += kl_weight * soft_label_kl(student_logits, soft_logits, **options)
     return loss

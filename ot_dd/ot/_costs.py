@@ -103,6 +103,8 @@ _COSTS = {
     "mean_l1": _mean_l1,
     "cosine": _cosine,
 }
+# Of the costs that are homogeneous: c(s x, s y) = s^degree c(x, y).
+DEGREES = {"sqeuclidean": 2, "l1": 1, "mean_l1": 1}
 
 
 def cost_matrix(x: jax.Array, y: jax.Array, cost_fn: CostFn) -> jax.Array:

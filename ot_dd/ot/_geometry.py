@@ -3,28 +3,31 @@
 `Dense` holds the cost matrix; `Points` holds the points and computes the matrix a block
 of rows at a time, on one device or with the rows split over a mesh axis. Both work
 through blocks of rows: XLA writes out what a reduction reads, and a block of it stays in
-a core's cache. Notation: `F(g)` is the soft minimum over columns, `G(f)` over rows,
+a core's cache. Costs and potentials are in units of epsilon here: a division in every
+pass would be a matrix more. Notation: `F(g)` is the soft minimum over columns, `G(f)` over
+rows,
 
-    F(g)_i = -eps log sum_j b_j exp((g_j - C_ij) / eps),
+    F(g)_i = -log sum_j b_j exp(g_j - C_ij),
 
-and the plan of a pair of potentials is `P_ij = a_i b_j exp((f_i + g_j - C_ij) / eps)`.
+and the plan of a pair of potentials is `P_ij = a_i b_j exp(f_i + g_j - C_ij)`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ot_dd import platform
-from ot_dd.ot._costs import CostFn, cost_matrix
+from ot_dd.ot._costs import DEGREES, CostFn, cost_matrix
 
 HIGHEST = jax.lax.Precision.HIGHEST
 # Beyond exp(+-30) the entries that a float32 kernel has rounded to zero could matter.
-_SAFE_LOG_SCALING = 30.0
+_SAFE_SCALING = math.exp(30.0)
 
 
 class Problem(NamedTuple):
@@ -33,14 +36,12 @@ class Problem(NamedTuple):
     Attributes:
       a: weights of the rows `[n]`.
       b: weights of the columns `[m]`.
-      epsilon: entropic regularisation, scalar.
       tau_a: `rho / (rho + epsilon)` of the row marginal, 1 for a balanced problem.
       tau_b: the same of the column marginal.
     """
 
     a: jax.Array
     b: jax.Array
-    epsilon: jax.Array
     tau_a: float
     tau_b: float
 
@@ -60,12 +61,31 @@ def log_weights(weights: jax.Array) -> jax.Array:
     return jnp.where(positive, jnp.log(jnp.where(positive, weights, 1.0)), -jnp.inf)
 
 
-def target_marginal(weights, potential, epsilon, tau):
+def target_marginal(weights, potential, tau):
     """Returns what the marginal equals at the optimum: `w exp(-potential / rho)`."""
     if tau == 1.0:
         return weights
-    exponent = -potential * (1.0 - tau) / (tau * epsilon)
+    exponent = -potential * (1.0 - tau) / tau
     return weights * jnp.exp(jnp.where(weights > 0, exponent, 0.0))
+
+
+def _scaling(total, tau, base, weights):
+    """Returns `total^-tau`, the base's own decay for an unbalanced problem included.
+
+    It is 1 where a point has no weight or nothing is left.
+    """
+    positive = (weights > 0) & (total > 0)
+    total = jnp.where(positive, total, 1.0)
+    if tau == 1.0:
+        return 1.0 / total
+    scaling = jnp.exp(-tau * jnp.log(total) + (tau - 1.0) * base)
+    return jnp.where(positive, scaling, 1.0)
+
+
+def _safe(total, scaling, weights):
+    """Tells whether what the points with weight have is in range; a NaN is not."""
+    good = (total > 0) & (scaling > 1 / _SAFE_SCALING) & (scaling < _SAFE_SCALING)
+    return jnp.all(good | ~(weights > 0))
 
 
 def _log(total, weights):
@@ -110,13 +130,12 @@ class Geometry:
         any_mass = jnp.any(problem.b > 0)
         log_b = jnp.where(any_mass, log_weights(problem.b), 0.0)
         # One vector: on a CPU every further operand of the large sum is a matrix more.
-        shift = g / problem.epsilon + log_b
+        shift = g + log_b
 
         @jax.checkpoint
         def one(_, block):
-            scores = shift[None, :] - self._cost(block[0]) / problem.epsilon
-            value = jax.nn.logsumexp(scores, axis=1)
-            return None, jnp.where(any_mass, -problem.epsilon * value, 0.0)
+            value = jax.nn.logsumexp(shift[None, :] - self._cost(block[0]), axis=1)
+            return None, jnp.where(any_mass, -value, 0.0)
 
         return _scan(one, None, self._blocks())[1].reshape(-1)
 
@@ -127,8 +146,7 @@ class Geometry:
         def one(carry, block):
             top, total = carry
             rows, f, a = block
-            shift = f / problem.epsilon + log_weights(a)
-            scores = shift[:, None] - self._cost(rows) / problem.epsilon
+            scores = (f + log_weights(a))[:, None] - self._cost(rows)
             new_top = jax.lax.stop_gradient(jnp.maximum(top, scores.max(0)))
             total = total * jnp.exp(top - _finite(new_top))
             total = total + jnp.exp(scores - _finite(new_top)[None, :]).sum(0)
@@ -142,7 +160,7 @@ class Geometry:
             total = self.sum(total * jnp.exp(top - _finite(highest)))
             top = highest
         value = top + jnp.log(jnp.where(total > 0, total, 1.0))
-        return jnp.where(total > 0, -problem.epsilon * value, 0.0)
+        return jnp.where(total > 0, -value, 0.0)
 
     def totals(self, f, g, problem, envelope):
         """Returns the plan's `Totals`; with `envelope` only the mass moves the plan."""
@@ -178,9 +196,8 @@ class Geometry:
 
 
 def _plan(cost, f, g, problem):
-    rows = f / problem.epsilon + log_weights(problem.a)
-    columns = g / problem.epsilon + log_weights(problem.b)
-    return jnp.exp(rows[:, None] + (columns[None, :] - cost / problem.epsilon))
+    rows, columns = f + log_weights(problem.a), g + log_weights(problem.b)
+    return jnp.exp(rows[:, None] + (columns[None, :] - cost))
 
 
 # Entries of a block that a CPU's cache holds; elsewhere the whole matrix is a block.
@@ -199,7 +216,7 @@ def block_rows(n: int, m: int) -> int:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Dense(Geometry):
-    """A cost matrix `[n, m]` in memory."""
+    """A cost matrix `[n, m]` in memory, in units of epsilon."""
 
     cost: jax.Array
     axis = None
@@ -223,67 +240,52 @@ class Dense(Geometry):
     def fast_steps(self, g, problem, repeat):
         """Runs iterations `g -> G(F(g))` as products with a stabilised kernel.
 
-        The potentials at the start are absorbed, `K = exp((F(g) + g - C) / eps)`, so
+        The potentials at the start are absorbed, `K = exp(F(g) + g - C)`, so
         that every row and column of the kernel has an entry near one. Gradients may
         go through: a kernel is right whatever potentials it has absorbed.
 
         Args:
           g: column potentials `[m]`.
           problem: the problem.
-          repeat: runs a body `state -> (state, error)`, see `_sinkhorn.py`.
+          repeat: runs a body `state -> (state, error, safe)`, see `_iterations.py`;
+            not safe is a state whose scalings left the range in which a kernel in this
+            precision says the same as the log domain.
 
         Returns:
-          `(g, error, steps, ok)`: `ok` is false where the scalings left the range in
-          which a kernel in this precision says the same as the log domain.
+          `(g, error, steps, ok)`.
         """
-        a, b, epsilon, tau_a, tau_b = problem
-        base = jax.lax.stop_gradient(g)
-        base_g = base / epsilon
-
-        base_f = jax.lax.stop_gradient(self.rows(base, problem)) / epsilon
+        a, b, tau_a, tau_b = problem
+        base_g = jax.lax.stop_gradient(g)
+        base_f = jax.lax.stop_gradient(self.rows(base_g, problem))
         columns = jnp.where(b > 0, base_g, -jnp.inf)
-        scores = base_f[:, None] + (columns[None, :] - self.cost / epsilon)
-        kernel = jnp.exp(scores)
+        kernel = jnp.exp(base_f[:, None] + (columns[None, :] - self.cost))
         blocks = jax.tree.map(
             lambda v: v.reshape(-1, self.block_size, *v.shape[1:]), (kernel, a, base_f)
         )
 
-        def body(state):
-            log_v, worst = state
-            bv = b * jnp.exp(log_v)
+        def body(v):
+            bv = b * v
 
             def one(q, block):  # Both products with a block while the cache holds it.
                 kernel, a, base_f = block
                 p = jnp.matmul(kernel, bv, precision=HIGHEST)
-                log_u = -tau_a * _log(p, a)
-                if tau_a != 1.0:
-                    log_u += (tau_a - 1.0) * base_f
-                u = jnp.where(a > 0, a * jnp.exp(log_u), 0.0)
-                drift = jnp.where(p > 0, jnp.abs(log_u), jnp.inf)
-                largest = jnp.max(jnp.where(a > 0, drift, 0.0))
-                return q + jnp.matmul(u, kernel, precision=HIGHEST), largest
+                u = _scaling(p, tau_a, base_f, a)
+                return q + jnp.matmul(a * u, kernel, precision=HIGHEST), (p, u)
 
-            q, largest = _scan(one, jnp.zeros_like(b), blocks)
-            wanted = target_marginal(b, base + epsilon * log_v, epsilon, tau_b)
+            q, (p, u) = _scan(one, jnp.zeros_like(b), blocks)
+            wanted = target_marginal(b, base_g + jnp.log(v), tau_b)
             error = jnp.sum(jnp.abs(bv * q - wanted))
-            log_v = -tau_b * _log(q, b)
-            if tau_b != 1.0:
-                log_v += (tau_b - 1.0) * base_g
-            log_v = jnp.where(b > 0, log_v, 0.0)
-            drift = jnp.where((b > 0) & ~(q > 0), jnp.inf, jnp.abs(log_v))
-            drift = jnp.maximum(largest.max(), drift.max())
-            # A comparison that a NaN fails: it must not look safe.
-            worst = jnp.where(drift < _SAFE_LOG_SCALING, worst, jnp.inf)
-            return (log_v, worst), error
+            v = _scaling(q, tau_b, base_g, b)
+            safe = _safe(p.reshape(-1), u.reshape(-1), a) & _safe(q, v, b)
+            return v, error, safe
 
-        start = ((g - base) / epsilon, jnp.zeros((), g.dtype))
-        (log_v, worst), error, steps = repeat(body, start)
-        return base + epsilon * log_v, error, steps, jnp.isfinite(worst)
+        v, error, steps, ok = repeat(body, jnp.exp(g - base_g))
+        return base_g + jnp.log(v), error, steps, ok
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["x", "y"],
+    data_fields=["x", "y", "unit"],
     meta_fields=["cost_fn", "block_size", "axis"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -296,9 +298,22 @@ class Points(Geometry):
 
     x: jax.Array
     y: jax.Array
+    unit: jax.Array | None  # What the cost of the points is divided by.
     cost_fn: CostFn
     block_size: int
     axis: str | tuple[str, ...] | None = None
+
+    @classmethod
+    def make(cls, x, y, epsilon, cost_fn, block_size, axis=None):
+        """Returns points whose costs are in units of epsilon.
+
+        Where the cost is homogeneous the points are scaled, not every entry of it.
+        """
+        degree = DEGREES.get(cost_fn)
+        if degree is not None:
+            scale = epsilon ** (-1.0 / degree)
+            x, y, epsilon = scale * x, scale * y, None
+        return cls(x, y, epsilon, cost_fn, block_size, axis)
 
     @property
     def _gradient_rows(self):
@@ -309,7 +324,12 @@ class Points(Geometry):
         return self.x
 
     def _cost(self, rows):
-        return cost_matrix(rows, self.y, self.cost_fn)
+        cost = cost_matrix(rows, self.y, self.cost_fn)
+        return cost if self.unit is None else cost / self.unit
+
+    def matrix(self):
+        """Returns the cost matrix `[n, m]`."""
+        return self._cost(self.x)
 
     def fast_steps(self, g, problem, repeat):
         """Runs iterations `g -> G(F(g))` in one pass over the blocks each.
@@ -319,36 +339,34 @@ class Points(Geometry):
         exponential an entry and, over a mesh, one sum of a vector `[m]`. Arguments
         and results are `Dense.fast_steps`'s.
         """
-        _, b, epsilon, tau_a, tau_b = problem
+        _, b, tau_a, tau_b = problem
         log_b = log_weights(b)
 
-        def body(state):
-            g, safe = state
-            shift = g / epsilon + log_b
+        def body(g):
+            shift = g + log_b
 
             @jax.checkpoint
             def one(columns, block):
                 x, a = block
-                scores = shift[None, :] - self._cost(x) / epsilon
+                scores = shift[None, :] - self._cost(x)
                 top = _finite(jax.lax.stop_gradient(scores.max(1)))
                 entries = jnp.exp(scores - top[:, None])
                 total = entries.sum(1)
                 total = jnp.where(total > 0, total, 1.0)
                 weight = a / total
-                if tau_a != 1.0:  # The row sums are a exp((f - F(g)) / eps).
+                if tau_a != 1.0:  # The row sums are a exp(f - F(g)).
                     weight *= jnp.exp((1.0 - tau_a) * (top + jnp.log(total)))
                 weight = jnp.where(a > 0, weight, 0.0)
                 return columns + jnp.matmul(weight, entries, precision=HIGHEST), None
 
             columns, _ = _scan(one, jnp.zeros_like(g), self._blocks(problem.a))
             columns = self.sum(columns)
-            wanted = target_marginal(b, g, epsilon, tau_b)
+            wanted = target_marginal(b, g, tau_b)
             error = jnp.sum(jnp.abs(columns - wanted))
             tiny = 100 * jnp.finfo(g.dtype).tiny
             good = jnp.all(jnp.where(b > 0, (columns > tiny) & (columns < 1e30), True))
             ratio = _log(columns, b) - jnp.where(b > 0, log_b, 0.0)
-            new_g = tau_b * (g - epsilon * ratio)
-            return (jnp.where(b > 0, new_g, g), safe & good), error
+            new_g = tau_b * (g - ratio)
+            return jnp.where(b > 0, new_g, g), error, good
 
-        (g, safe), error, steps = repeat(body, (g, jnp.asarray(True)))
-        return g, error, steps, safe
+        return repeat(body, g)

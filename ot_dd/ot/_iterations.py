@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
-import math
 from typing import NamedTuple
 
 import jax
@@ -12,19 +10,9 @@ import jax.numpy as jnp
 
 from ot_dd.ot._geometry import target_marginal
 
-# Fast iterations between two absorptions of the potentials. A kernel costs as much as
-# some ten products with it, and a chunk that left the safe range is run again in the log
-# domain. Potentials move most in the first iterations: they are a chunk of their own.
-FIRST_CHUNK, CHUNK = 8, 40
-
-
-def _chunks(count: int) -> list[int]:
-    """Splits a number of fast iterations into chunks."""
-    if count <= 2 * FIRST_CHUNK:
-        return [count] if count else []
-    rest = count - FIRST_CHUNK
-    pieces = math.ceil(rest / CHUNK)
-    return [FIRST_CHUNK] + [(rest + i) // pieces for i in range(pieces)]
+# A kernel costs as much as some ten products with it: where it serves for fewer than
+# so many iterations, potentials move too fast, and the next ones are in the log domain.
+WORTH = 8
 
 
 class Options(NamedTuple):
@@ -55,89 +43,117 @@ def iterate(geometry, problem, init, options):
         def body(g):
             f = tau_a * geometry.rows(g, problem)
             soft_min = geometry.columns(f, problem)
-            # Under (f, g) the column sums are b exp((g - G(f)) / eps).
+            # Under (f, g) the column sums are b exp(g - G(f)).
             moved = jnp.where(problem.b > 0, g - soft_min, 0.0)
-            sums = problem.b * jnp.exp(moved / problem.epsilon)
-            wanted = target_marginal(problem.b, g, problem.epsilon, tau_b)
+            sums = problem.b * jnp.exp(moved)
+            wanted = target_marginal(problem.b, g, tau_b)
             error = jnp.sum(jnp.abs(sums - wanted))
-            return tau_b * soft_min, error
+            return tau_b * soft_min, error, jnp.asarray(True)
 
         return repeat(body, g)
 
-    def chunk(g, repeat):
-        """Returns `(g, error, steps)` after the iterations that `repeat` runs."""
-        method = options.method
-        if method == "auto" and options.grad == "unroll":
-            method = "log"
+    def steps_by(method):
+        """Returns the steps of a method that is not guarded."""
         if method == "log":
-            return log_steps(g, repeat)
-        fast_g, error, steps, ok = geometry.fast_steps(g, problem, repeat)
-        if method == "kernel":
-            return jnp.where(ok, fast_g, g), error, steps
+            return log_steps
 
-        # A loop of no or all iterations, not a branch: under vmap a branch would run
-        # for every problem of the batch.
-        def again(state):
-            return log_steps(state[0], repeat) + (jnp.asarray(True),)
+        def kernel_steps(g, repeat):
+            fast_g, error, steps, ok = geometry.fast_steps(g, problem, repeat)
+            return jnp.where(ok, fast_g, g), error, steps, ok
 
-        kept = (jnp.where(ok, fast_g, g), error, steps, ok)
-        return jax.lax.while_loop(lambda state: ~state[3], again, kept)[:3]
+        return kernel_steps
 
+    def guarded(g, most, limit):
+        """Runs fast steps; those that leave the safe range stop, and start again.
+
+        Loops of no iterations, not branches: under vmap a branch would run for every
+        problem of the batch.
+        """
+
+        def more(state):
+            g, _, step = state
+            repeat = functools.partial(_repeat_until, most - step, limit)
+            g, error, steps, _ = geometry.fast_steps(g, problem, repeat)
+            step += steps
+            slow = (steps < WORTH) & ~_within(error, limit)
+            slow = jnp.where(slow, jnp.minimum(WORTH, most - step), 0)
+            repeat = functools.partial(_repeat_until, slow, limit)
+            g, log_error, steps, _ = log_steps(g, repeat)
+            return g, jnp.where(steps > 0, log_error, error), step + steps
+
+        def going(state):
+            _, error, step = state
+            return (step < most) & ~_within(error, limit)
+
+        start = (g, jnp.asarray(jnp.inf, g.dtype), jnp.asarray(0))
+        return jax.lax.while_loop(going, more, start)
+
+    method = options.method
+    if method == "auto" and options.grad == "unroll":
+        method = "log"
     g = tau_b * geometry.columns(f, problem)
-    if options.num_iters is not None:
-        # Runs of equal chunks share a program.
-        fast = max(options.num_iters - 1 - options.masked, 0)
-        for length, run_ in itertools.groupby(_chunks(fast)):
-            step = functools.partial(_repeat_exactly, length)
-            g = jax.lax.fori_loop(
-                0, len(list(run_)), lambda _, g, step=step: chunk(g, step)[0], g
-            )
-        if options.masked and options.num_iters > 1:
-            g = log_steps(g, functools.partial(_repeat_exactly, 1))[0]
-        return tau_a * geometry.rows(g, problem), g, jnp.asarray(options.num_iters)
-
+    count = options.num_iters or options.max_iters
+    last = options.masked and count > 1
+    fast = max(count - 1 - last, 0)
     mass = jnp.maximum(geometry.sum(problem.a.sum()), problem.b.sum())
-    limit = options.threshold * mass
-    last = options.masked and options.max_iters > 1
-    most = max(options.max_iters - 1 - last, 0)
-
-    def going(state):
-        _, error, step = state
-        return (step < most) & ~(error <= limit)
-
-    def more(state):
-        g, _, step = state
-        length = jnp.where(step == 0, FIRST_CHUNK, CHUNK)
-        length = jnp.minimum(length, most - step)
-        g, error, steps = chunk(g, functools.partial(_repeat_until, length, limit))
-        return g, error, step + steps
-
-    start = (g, jnp.asarray(jnp.inf, g.dtype), jnp.asarray(0))
-    g, _, step = jax.lax.while_loop(going, more, start)
+    limit = None if options.num_iters is not None else options.threshold * mass
+    if method == "auto":
+        g, _, step = guarded(g, fast, limit)
+    elif options.num_iters is not None:
+        g, _, step, _ = steps_by(method)(g, functools.partial(_repeat_exactly, fast))
+    else:
+        g, _, step, _ = steps_by(method)(
+            g, functools.partial(_repeat_until, fast, limit)
+        )
     if last:
         g = log_steps(g, functools.partial(_repeat_exactly, 1))[0]
     return tau_a * geometry.rows(g, problem), g, step + 1 + last
 
 
 def _repeat_exactly(length, body, state):
-    """Runs `body` `length` times; returns its state, error and the count."""
+    """Runs `body` `length` times.
+
+    Returns:
+      `(state, error, steps, ok)`: `ok` when every state was safe.
+    """
+
+    def more(_, carry):
+        state, _, ok = carry
+        state, error, safe = body(state)
+        return state, error, ok & safe
+
     error = jnp.zeros((), jax.tree.leaves(state)[0].dtype)
-    state, error = jax.lax.fori_loop(
-        0, length, lambda _, carry: body(carry[0]), (state, error)
+    state, error, ok = jax.lax.fori_loop(
+        0, length, more, (state, error, jnp.asarray(True))
     )
-    return state, error, jnp.asarray(length)
+    return state, error, jnp.asarray(length), ok
+
+
+def _within(error, limit):
+    return jnp.asarray(False) if limit is None else error <= limit
 
 
 def _repeat_until(length, limit, body, state):
-    """Runs `body` until the error is at most `limit`, `length` times at the most."""
+    """Runs `body` until the error is at most `limit`, `length` times at the most.
+
+    A state that is not safe is not taken, and ends the run: `ok` is then false.
+    Without a limit the error is not looked at, and so not computed: it stays infinite.
+    """
 
     def going(carry):
-        _, error, step = carry
-        return (step < length) & ~(error <= limit)
+        _, error, step, ok = carry
+        return (step < length) & ~_within(error, limit) & ok
 
     def more(carry):
-        state, _, step = carry
-        return *body(state), step + 1
+        state, error, step, _ = carry
+        new, new_error, ok = body(state)
+        new_error = error if limit is None else new_error
+        state, error = jax.tree.map(
+            lambda old, new: jnp.where(ok, new, old), (state, error), (new, new_error)
+        )
+        return state, error, step + ok, ok
 
     error = jnp.asarray(jnp.inf, jax.tree.leaves(state)[0].dtype)
-    return jax.lax.while_loop(going, more, (state, error, jnp.asarray(0)))
+    return jax.lax.while_loop(
+        going, more, (state, error, jnp.asarray(0), jnp.asarray(True))
+    )

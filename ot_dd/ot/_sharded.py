@@ -100,7 +100,7 @@ def solve_sample_sharded(
 def _solve(x, y, a, b, epsilon, init, *, mesh, axes, cost_fn, block_size, options):
     n = len(x)
     dtype = jnp.result_type(x, y, jnp.float32)
-    x, y = x.astype(dtype), y.astype(dtype)
+    x, y, epsilon = (jnp.asarray(v, dtype) for v in (x, y, epsilon))
     devices = 1
     for name in axes:
         devices *= mesh.shape[name]
@@ -112,7 +112,8 @@ def _solve(x, y, a, b, epsilon, init, *, mesh, axes, cost_fn, block_size, option
     rows, everywhere = P(axes), P()
 
     def solve(x, y, a, b, epsilon, init):
-        result = run(Points(x, y, cost_fn, block, axes), a, b, epsilon, init, options)
+        points = Points.make(x, y, epsilon, cost_fn, block, axes)
+        result = run(points, a, b, epsilon, init, options)
         return result._replace(coupling=None)
 
     like = OTResult(*[everywhere] * 7)._replace(
@@ -124,7 +125,8 @@ def _solve(x, y, a, b, epsilon, init, *, mesh, axes, cost_fn, block_size, option
         in_specs=(rows, everywhere, rows, everywhere, everywhere, (rows, everywhere)),
         out_specs=like,
         check_vma=False,
-    )(x, y, a, b, jnp.asarray(epsilon), init)
-    geometry = Points(x, y, cost_fn, block)
-    gibbs = Gibbs(geometry, result.potentials, a, b, jnp.asarray(epsilon))
+    )(x, y, a, b, epsilon, init)
+    f, g = result.potentials
+    points = Points.make(x, y, epsilon, cost_fn, block)
+    gibbs = Gibbs(points, (f / epsilon, g / epsilon), a, b)
     return crop_rows(result._replace(coupling=held_plan(gibbs, options)), n)

@@ -55,16 +55,15 @@ class OTResult(NamedTuple):
 
 
 class Gibbs(NamedTuple):
-    """The plan that belongs to potentials."""
+    """The plan that belongs to potentials, all in units of epsilon."""
 
     geometry: Dense | Points
     potentials: tuple[jax.Array, jax.Array]
     a: jax.Array
     b: jax.Array
-    epsilon: jax.Array
 
     def matrix(self) -> jax.Array:
-        problem = Problem(self.a, self.b, self.epsilon, 1.0, 1.0)
+        problem = Problem(self.a, self.b, 1.0, 1.0)
         return self.geometry.plan(*self.potentials, problem)
 
 
@@ -214,20 +213,26 @@ def solve_sample(
 
 @functools.partial(jax.jit, static_argnames="options")
 def _solve_dense(cost, a, b, epsilon, init, *, options):
-    cost = cost.astype(jnp.promote_types(cost.dtype, jnp.float32))
-    return run(Dense(cost), a, b, epsilon, init, options)
+    dtype = jnp.promote_types(cost.dtype, jnp.float32)
+    cost, epsilon = cost.astype(dtype), jnp.asarray(epsilon, dtype)
+    return run(Dense(cost / epsilon), a, b, epsilon, init, options)
 
 
 @functools.partial(jax.jit, static_argnames=("cost_fn", "block_size", "options"))
 def _solve_points(x, y, a, b, epsilon, init, *, cost_fn, block_size, options):
+    n, dtype = len(x), jnp.result_type(x, y, jnp.float32)
+    x, y, epsilon = (jnp.asarray(v, dtype) for v in (x, y, epsilon))
     if block_size is None:
-        return run(Dense(cost_matrix(x, y, cost_fn)), a, b, epsilon, init, options)
-    n = len(x)
-    dtype, block_size = jnp.result_type(x, y, jnp.float32), min(block_size, n)
-    x, y = x.astype(dtype), y.astype(dtype)
+        # Scaled is what is smaller, the points or the matrix.
+        if n * len(y) < (n + len(y)) * x.shape[1]:
+            cost = cost_matrix(x, y, cost_fn) / epsilon
+        else:
+            cost = Points.make(x, y, epsilon, cost_fn, n).matrix()
+        return run(Dense(cost), a, b, epsilon, init, options)
+    block_size = min(block_size, n)
     x, a, init = pad_rows(x, a, init, block_size)
-    result = run(Points(x, y, cost_fn, block_size), a, b, epsilon, init, options)
-    return crop_rows(result, n)
+    points = Points.make(x, y, epsilon, cost_fn, block_size)
+    return crop_rows(run(points, a, b, epsilon, init, options), n)
 
 
 def pad_rows(x, a, init, multiple):
@@ -245,39 +250,43 @@ def pad_rows(x, a, init, multiple):
 
 def crop_rows(result: OTResult, n: int) -> OTResult:
     """Returns the result without the rows that `pad_rows` added."""
-    f, g = result.potentials
-    gibbs = result.coupling
+    (f, g), gibbs = result.potentials, result.coupling
+    own_f, own_g = gibbs.potentials
     geometry = dataclasses.replace(gibbs.geometry, x=gibbs.geometry.x[:n])
-    gibbs = gibbs._replace(geometry=geometry, potentials=(f[:n], g), a=gibbs.a[:n])
+    gibbs = Gibbs(geometry, (own_f[:n], own_g), gibbs.a[:n], gibbs.b)
     return result._replace(potentials=(f[:n], g), coupling=gibbs)
 
 
 def run(geometry, a, b, epsilon, init, options: Options) -> OTResult:
-    """Solves the problem of a geometry; the part that all entry points share."""
+    """Solves the problem of a geometry; the part that all entry points share.
+
+    The geometry's costs are in units of epsilon; `init` and the result are not.
+    """
     leaf = jax.tree.leaves(geometry)[0]
     dtype = jnp.promote_types(leaf.dtype, jnp.float32)
     a, b, epsilon = (jnp.asarray(v, dtype) for v in (a, b, epsilon))
     if options.grad == "none":
         geometry, a, b, epsilon = jax.lax.stop_gradient((geometry, a, b, epsilon))
-    problem = Problem(a, b, epsilon, options.tau_a, options.tau_b)
+    problem = Problem(a, b, options.tau_a, options.tau_b)
     if init is not None:
-        init = tuple(jnp.asarray(v, dtype) for v in init)
+        init = tuple(jnp.asarray(v, dtype) / epsilon for v in init)
     envelope = options.grad != "unroll"
     held = (geometry, problem, init)
     if envelope:
-        arrays, rest = (geometry, problem[:3], init), problem[3:]
+        arrays, rest = (geometry, problem[:2], init), problem[2:]
         arrays = jax.lax.stop_gradient(arrays)
         held = (arrays[0], Problem(*arrays[1], *rest), arrays[2])
     f, g, n_iters = iterate(*held, options)
     totals = geometry.totals(f, g, problem, envelope)
-    value = (
-        geometry.sum(_dual_term(f, a, epsilon, options.tau_a))
-        + _dual_term(g, b, epsilon, options.tau_b)
-        - epsilon * (totals.mass - geometry.sum(a.sum()) * b.sum())
+    value = epsilon * (
+        geometry.sum(_dual_term(f, a, options.tau_a))
+        + _dual_term(g, b, options.tau_b)
+        - (totals.mass - geometry.sum(a.sum()) * b.sum())
     )
+    linear = epsilon * totals.linear
     wanted = (
-        target_marginal(a, f, epsilon, options.tau_a),
-        target_marginal(b, g, epsilon, options.tau_b),
+        target_marginal(a, f, options.tau_a),
+        target_marginal(b, g, options.tau_b),
     )
     error = jnp.abs(totals.rows - wanted[0])
     error = geometry.sum(error.sum()) + jnp.abs(totals.columns - wanted[1]).sum()
@@ -285,15 +294,15 @@ def run(geometry, a, b, epsilon, init, options: Options) -> OTResult:
     mass = jnp.maximum(geometry.sum(a.sum()), b.sum())
     return OTResult(
         value=value,
-        value_linear=totals.linear,
-        potentials=(f, g),
+        value_linear=linear,
+        potentials=(epsilon * f, epsilon * g),
         marginal_error=error,
         n_iters=n_iters,
         # Comparisons that NaN fails.
         converged=(error <= options.threshold * mass)
-        & jnp.isfinite(value + totals.linear)
+        & jnp.isfinite(value + linear)
         & (epsilon > 0),
-        coupling=held_plan(Gibbs(geometry, (f, g), a, b, epsilon), options),
+        coupling=held_plan(Gibbs(geometry, (f, g), a, b), options),
     )
 
 
@@ -305,8 +314,8 @@ def held_plan(coupling: Gibbs, options: Options) -> Gibbs:
     return coupling if options.grad == "unroll" else jax.lax.stop_gradient(coupling)
 
 
-def _dual_term(potential, weights, epsilon, tau):
+def _dual_term(potential, weights, tau):
     if tau != 1.0:
-        rho = epsilon * tau / (1.0 - tau)
+        rho = tau / (1.0 - tau)
         potential = -rho * jnp.expm1(-potential / rho)
     return jnp.where(weights > 0, weights * potential, 0.0).sum()

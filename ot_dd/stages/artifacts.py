@@ -209,6 +209,8 @@ class ImageSet(NamedTuple):
       latents: float `[classes, ipc, ...]`, or None for pixels without latents.
       key: fingerprint of its recipe.
       distances: mean transport distance along sampling `[groups, steps]`, or None.
+      weights: what each image counts in a student's loss `[classes, ipc]`, 1 on average;
+        None where all count alike.
     """
 
     name: str
@@ -217,6 +219,7 @@ class ImageSet(NamedTuple):
     latents: Any
     key: str
     distances: Any = None
+    weights: Any = None
 
     def flat(self) -> tuple[Any, Any]:
         """Returns images `[n, h, w, c]` and labels `[n]`, class by class."""

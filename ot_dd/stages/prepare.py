@@ -41,14 +41,8 @@ def prepare(config, workdir: WorkDir) -> Prepared:
     Returns:
       The `Prepared` inputs of the later stages.
     """
-    dataset = data.load(
-        config.data.source, **_without(config.data, "source", "augment")
-    )
-    _check_sizes(config, dataset)
+    dataset, train, data_key = _load(config)
     check_shapes(config, dataset.train.images.shape[1:], len(dataset.class_names))
-    data_key = fingerprint(config.data, config.seed, dataset.train.images.shape)
-    train = (to_float(jnp.asarray(dataset.train.images)), dataset.train.labels)
-    train = (train[0], jnp.asarray(train[1]))
 
     def classifier(name):
         return _classifier(config, workdir, dataset, train, name, data_key)
@@ -106,6 +100,43 @@ def prepare(config, workdir: WorkDir) -> Prepared:
             },
         },
     )
+
+
+def prepare_teachers(config, workdir: WorkDir, count: int) -> Prepared:
+    """Loads the data and trains, or restores, the first teachers and nothing else.
+
+    Args:
+      config: the whole config.
+      workdir: where networks are kept.
+      count: how many teachers.
+
+    Returns:
+      A `Prepared` without autoencoder, latents, denoiser and surrogate.
+    """
+    dataset, train, data_key = _load(config)
+    with side_by_side(workdir.metrics.stop) as submit:
+        jobs = [
+            submit(_classifier, config, workdir, dataset, train, name, data_key)
+            for name in config.teachers.models[:count]
+        ]
+        trained = [job.result() for job in jobs]
+    return Prepared(
+        dataset=dataset, autoencoder=None, latents=None, denoiser=None,
+        teachers=tuple(teacher for teacher, _, _ in trained), surrogate=None,
+        key=fingerprint(data_key, [key for _, _, key in trained]),
+        facts={"teachers": [note for _, note, _ in trained]},
+    )  # fmt: skip
+
+
+def _load(config):
+    """Returns the data set, its training images as floats, and its fingerprint."""
+    dataset = data.load(
+        config.data.source, **_without(config.data, "source", "augment")
+    )
+    _check_sizes(config, dataset)
+    key = fingerprint(config.data, config.seed, dataset.train.images.shape)
+    images = to_float(jnp.asarray(dataset.train.images))
+    return dataset, (images, jnp.asarray(dataset.train.labels)), key
 
 
 def _without(config, *names):

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -83,28 +84,124 @@ def make_set(
 
 
 def _real_set(config, workdir, prepared, name, seed):
+    """Returns a baseline that chooses real images, or is made of them."""
     images, labels = prepared.dataset.train
-    if name == "kmeans":
-        flat = np.asarray(prepared.latents).reshape(len(labels), -1)
-        rows = workdir.arrays(
-            f"kmeans-{seed}-{fingerprint(prepared.key, config.ipc, config.seed)}",
-            lambda: {
-                "rows": baselines.kmeans_rows(
-                    flat, labels, config.ipc, config.seed * 1000 + seed
-                )
-            },
-        )["rows"]
-    else:
-        rows = baselines.random_rows(labels, config.ipc, config.seed * 1000 + seed)
-    latents = np.asarray(prepared.latents)[rows]
-    chosen = images[rows]
+    ipc, number = config.ipc, config.seed * 1000 + seed
+    chosen = "always alike" if name in _WITHOUT_SEED else (config.seed, seed)
+    key = fingerprint(prepared.key, name, ipc, chosen)
+
+    def make():
+        return _MAKERS[name](prepared, labels, ipc, number)
+
+    made = workdir.arrays(f"{name}-{key}", make)
+    if "rows" in made:
+        made["images"] = images[made["rows"]]
+        made["latents"] = np.asarray(prepared.latents)[made["rows"]]
     if name == "random_decoded":
-        decoded = decode_images(
-            prepared.autoencoder, jnp.asarray(latents.reshape(-1, *latents.shape[2:]))
-        )
-        chosen = np.asarray(to_uint8(jnp.asarray(decoded))).reshape(chosen.shape)
-    key = fingerprint(prepared.key, name, config.ipc, config.seed, seed)
-    return ImageSet(name, seed, chosen, latents, key)
+        made["images"] = _decoded(prepared, made["latents"])
+    return ImageSet(
+        name, seed, made["images"], made.get("latents"), key,
+        weights=made.get("weights"),
+    )  # fmt: skip
+
+
+def _decoded(prepared, latents):
+    """Decodes latents `[classes, ipc, ...]` to uint8 images."""
+    flat = jnp.asarray(latents.reshape(-1, *latents.shape[2:]))
+    images = np.asarray(
+        to_uint8(jnp.asarray(decode_images(prepared.autoencoder, flat)))
+    )
+    return images.reshape(*latents.shape[:2], *images.shape[1:])
+
+
+def _flat_latents(prepared):
+    return np.asarray(prepared.latents).reshape(len(prepared.latents), -1)
+
+
+def _random(prepared, labels, ipc, seed):
+    return {"rows": baselines.random_rows(labels, ipc, seed)}
+
+
+def _kmeans(prepared, labels, ipc, seed):
+    return {"rows": baselines.kmeans_rows(_flat_latents(prepared), labels, ipc, seed)}
+
+
+def _by_features(choose):
+    """Returns a maker that chooses rows by the first teacher's features."""
+
+    def make(prepared, labels, ipc, seed):
+        images = to_float(jnp.asarray(prepared.dataset.train.images))
+        features = in_batches(_features, (prepared.teachers[0],), images)
+        return {"rows": choose(features, labels, ipc, seed)}
+
+    return make
+
+
+def _features(teacher, images):
+    return teacher.features(images)
+
+
+def _el2n(prepared, labels, ipc, seed):
+    images = to_float(jnp.asarray(prepared.dataset.train.images))
+    # The first checkpoint is the random initialisation.
+    checkpoints = jax.tree.map(lambda p: p[1:], prepared.surrogate.params)
+    surrogate = prepared.surrogate.replace(params=checkpoints)
+    probabilities = in_batches(_probabilities, (surrogate,), images)
+    scores = baselines.el2n_scores(probabilities.transpose(1, 0, 2), labels)
+    return {"rows": baselines.easiest_rows(scores, labels, ipc)}
+
+
+def _probabilities(surrogate, images):
+    """Returns `[b, checkpoints, classes]`."""
+
+    def at(params):
+        logits = surrogate.module.apply({"params": params}, images, train=False)
+        return jax.nn.softmax(logits)
+
+    return jax.lax.map(at, surrogate.params).transpose(1, 0, 2)
+
+
+def _quantised(prepared, labels, ipc, seed):
+    flat = _flat_latents(prepared)
+    centroids, weights = baselines.quantise(flat, labels, ipc, seed)
+    shape = (*centroids.shape[:2], *prepared.latents.shape[1:])
+    latents = centroids.astype(np.float32).reshape(shape)
+    return {
+        "latents": latents, "weights": weights, "images": _decoded(prepared, latents),
+    }  # fmt: skip
+
+
+def _prototypes(prepared, labels, ipc, seed):
+    made = _quantised(prepared, labels, ipc, seed)
+    return {k: v for k, v in made.items() if k != "weights"}
+
+
+def _collage(prepared, labels, ipc, seed):
+    teacher, key = prepared.teachers[0], jax.random.key(seed)
+    made = []
+    for c in range(len(prepared.dataset.class_names)):
+        own = to_float(jnp.asarray(prepared.dataset.train.images[labels == c]))
+
+        def loss(views, c=c):
+            return -jax.nn.log_softmax(teacher(views))[:, c]
+
+        made.append(baselines.collages(own, ipc, loss, jax.random.fold_in(key, c)))
+    return {"images": np.asarray(to_uint8(jnp.asarray(np.stack(made))))}
+
+
+_WITHOUT_SEED = ("herding", "kcenter", "el2n")
+_MAKERS = {
+    "random": _random,
+    "random_decoded": _random,
+    "kmeans": _kmeans,
+    "kmeans_features": _by_features(baselines.kmeans_rows),
+    "herding": _by_features(lambda f, y, ipc, seed: baselines.herding_rows(f, y, ipc)),
+    "kcenter": _by_features(lambda f, y, ipc, seed: baselines.kcenter_rows(f, y, ipc)),
+    "el2n": _el2n,
+    "quantised": _quantised,
+    "prototypes": _prototypes,
+    "collage": _collage,
+}
 
 
 def run_study(config, workdir: WorkDir, prepared: Prepared, mesh=None) -> Study:

@@ -1,5 +1,6 @@
 """Stage 3: students trained on a set, with hard labels or by logit matching (OTM)."""
 
+import time
 from collections.abc import Sequence
 
 import jax
@@ -20,6 +21,7 @@ def recipe_of(config, labels: str, **changes) -> Recipe:
     """Returns the config's student recipe; `changes` are an ablation's."""
     settings = options(config.student)
     fields = {name: settings[name] for name in Recipe._fields if name in settings}
+    fields["decays"] = tuple(map(tuple, fields["decays"]))
     return Recipe(
         labels=labels, augment=augment_config(config.data.augment), **fields
     )._replace(**changes)
@@ -45,6 +47,7 @@ def train(
     variant: str = "",
     split: str = "test",
     students: int = 1,
+    progress: str = "",
     **changes,
 ) -> list[dict]:
     """Trains several students of each set, differing in their seed alone.
@@ -60,6 +63,7 @@ def train(
       variant: what differs from the set's plain recipe, for the record.
       split: "test", or "validation" for tuning.
       students: how many of each.
+      progress: what progress is shown as, if it is.
       **changes: fields of `Recipe` that the variant changes.
 
     Returns:
@@ -79,6 +83,7 @@ def train(
         )  # fmt: skip
 
         def make():
+            started = time.monotonic()
             pixels, labels = image_set.flat()
             target, views, view_seed = _target(prepared, soft)
             curve = train_student(
@@ -87,12 +92,14 @@ def train(
                 views,
                 to_float(jnp.asarray(pixels)),
                 labels,
+                _weights(image_set),
                 target,
                 jax.random.key(view_seed),
                 jax.random.fold_in(jax.random.key(config.seed), 4000 + student_seed),
                 evaluation,
             )
             scores = np.asarray(curve.accuracy, np.float64)
+            seconds = time.monotonic() - started
             if not np.isfinite(np.asarray(curve.loss)).all():
                 raise FloatingPointError(
                     f"student of {image_set.name} ({recipe.labels}): the loss is not "
@@ -104,10 +111,13 @@ def train(
                 "variant": variant,
                 "student": config.student.model,
                 "ipc": int(image_set.images.shape[1]),
+                "steps": recipe.steps // recipe.evaluations * recipe.evaluations,
+                "batch_size": min(recipe.batch_size, len(pixels)),
                 "set_seed": image_set.seed,
                 "student_seed": student_seed,
                 "accuracy": float(scores[-1]),
                 "best_accuracy": float(scores.max()),
+                "seconds": round(seconds, 2),
                 "curve": [float(v) for v in scores],
             }
 
@@ -121,7 +131,19 @@ def train(
             for image_set, soft in runs
             for student_seed in range(students)
         ]
-        return [job.result() for job in jobs]
+        records = []
+        for job in jobs:
+            records.append(job.result())
+            if progress:
+                workdir.metrics.progress(progress, len(records), len(jobs))
+        return records
+
+
+def _weights(image_set):
+    """Returns the weight of every image `[n]`."""
+    if image_set.weights is None:
+        return jnp.ones(int(np.prod(image_set.images.shape[:2])))
+    return jnp.asarray(image_set.weights, jnp.float32).reshape(-1)
 
 
 def _target(prepared, soft):

@@ -1,6 +1,13 @@
 """Training: state, schedules, the jitted and resumable loop, students."""
 
 from ot_dd.training.loop import TrainState, fit, make_state, make_step
-from ot_dd.training.schedules import smoothing_cosine
+from ot_dd.training.schedules import smoothing_cosine, step_decay
 
-__all__ = ["TrainState", "fit", "make_state", "make_step", "smoothing_cosine"]
+__all__ = [
+    "TrainState",
+    "fit",
+    "make_state",
+    "make_step",
+    "smoothing_cosine",
+    "step_decay",
+]

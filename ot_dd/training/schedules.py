@@ -1,6 +1,7 @@
 """Learning-rate schedules beyond optax's own."""
 
 import jax.numpy as jnp
+import optax
 
 
 def smoothing_cosine(peak: float, num_steps: int, zeta: float = 2.0):
@@ -19,3 +20,15 @@ def smoothing_cosine(peak: float, num_steps: int, zeta: float = 2.0):
         return peak * 0.5 * (1 + jnp.cos(jnp.pi * step / (zeta * num_steps)))
 
     return schedule
+
+
+def step_decay(peak: float, num_steps: int, decays: tuple[tuple[float, float], ...]):
+    """Returns `peak`, multiplied by each factor once its share of the run is done.
+
+    Args:
+      peak: learning rate at step 0.
+      num_steps: steps in the run.
+      decays: `(share, factor)` pairs, such as `((2 / 3, 0.2), (5 / 6, 0.2))`.
+    """
+    boundaries = {int(share * num_steps): factor for share, factor in decays}
+    return optax.piecewise_constant_schedule(peak, boundaries)

@@ -10,8 +10,10 @@ import optax
 
 from ot_dd import data, losses
 from ot_dd.training.loop import make_state, make_step
-from ot_dd.training.schedules import smoothing_cosine
+from ot_dd.training.schedules import smoothing_cosine, step_decay
 from ot_dd.training.views import batches_per_epoch, mean_logits, view_batch
+
+OPTIMISERS = ("adamw", "adam", "sgd")
 
 
 class Recipe(NamedTuple):
@@ -22,13 +24,18 @@ class Recipe(NamedTuple):
         (`losses.student_loss`, with the un-mixed hard label, as EDC does).
       steps: optimisation steps.
       batch_size: images in a step.
-      learning_rate: AdamW's peak rate.
-      weight_decay: AdamW's decay, on matrices only.
+      optimiser: one of `OPTIMISERS`.
+      learning_rate: its peak rate.
+      weight_decay: AdamW's decay of matrices, or SGD's of everything.
       zeta: of the smoothing cosine schedule.
+      decays: `(share of the run, factor)` pairs of a step schedule, in place of the
+        cosine; empty for the cosine.
       ema: decay of the parameters' average, which is what is evaluated.
       ce_weight: see `losses.student_loss`.
       mse_weight: see there.
       ot_weight: see there.
+      kl_weight: see there.
+      kl_temperature: see there.
       temperature: see `losses.logit_matching`.
       epsilon: see there.
       num_iters: see there.
@@ -40,13 +47,17 @@ class Recipe(NamedTuple):
     labels: str
     steps: int
     batch_size: int
+    optimiser: str
     learning_rate: float
     weight_decay: float
     zeta: float
+    decays: tuple[tuple[float, float], ...]
     ema: float
     ce_weight: float
     mse_weight: float
     ot_weight: float
+    kl_weight: float
+    kl_temperature: float
     temperature: float
     epsilon: float
     num_iters: int
@@ -74,6 +85,7 @@ def train_student(
     views: int,
     images: jax.Array,
     labels: jax.Array,
+    weights: jax.Array,
     soft,
     view_key: jax.Array,
     key: jax.Array,
@@ -87,6 +99,7 @@ def train_student(
       views: passes that soft labels exist for (1 with hard labels).
       images: the small set in `[-1, 1]`, `[n, h, w, c]`.
       labels: its classes `[n]`.
+      weights: what each image counts in the loss `[n]`, 1 on average.
       soft: stored logits `[views, batches, size, classes]`, a tuple of teachers to
         label each view as it is made, or None with hard labels.
       view_key: what the views are made from.
@@ -98,11 +111,7 @@ def train_student(
       The student's curve.
     """
     batches, size = batches_per_epoch(images.shape[0], recipe.batch_size)
-    tx = optax.adamw(
-        smoothing_cosine(recipe.learning_rate, recipe.steps, recipe.zeta),
-        weight_decay=recipe.weight_decay,
-        mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
-    )
+    tx = _optimiser(recipe)
     variables = module.init(key, images[:2], train=True)
     model_state = {name: v for name, v in variables.items() if name != "params"}
     if recipe.labels == "hard":
@@ -112,25 +121,28 @@ def train_student(
         epoch, batch = step // batches, step % batches
         if soft is not None:
             epoch = epoch % views
-        view, own, mix = view_batch(
-            images, labels, view_key, epoch, batch, size, recipe.augment
-        )
+        view, rows, mix = view_batch(
+            images, jnp.arange(len(images)), view_key, epoch, batch, size,
+            recipe.augment,
+        )  # fmt: skip
+        own, weight = labels[rows], weights[rows]
         logits, updated = module.apply(
             {"params": params, **model_state}, view, train=True,
             mutable=list(model_state),
         )  # fmt: skip
         if recipe.labels == "hard":
             cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-            kept = mix.mix_ratio * cross_entropy(logits, own)
-            mixed = (1 - mix.mix_ratio) * cross_entropy(logits, own[mix.mix_index])
-            loss = (kept + mixed).mean()
+            kept = weight * cross_entropy(logits, own)
+            other = mix.mix_index
+            mixed = weight[other] * cross_entropy(logits, own[other])
+            loss = mix.mix_ratio * kept + (1 - mix.mix_ratio) * mixed
         else:
             target = (
                 mean_logits(soft, view)
                 if isinstance(soft, tuple)
                 else soft[epoch, batch]
             )
-            loss = losses.student_loss(
+            loss = weight * losses.student_loss(
                 logits,
                 # fp16 either way: replayed labels then equal the stored ones.
                 target.astype(jnp.float16).astype(jnp.float32),
@@ -138,12 +150,15 @@ def train_student(
                 ce_weight=recipe.ce_weight,
                 mse_weight=recipe.mse_weight,
                 ot_weight=recipe.ot_weight,
+                kl_weight=recipe.kl_weight,
+                kl_temperature=recipe.kl_temperature,
                 temperature=recipe.temperature,
                 epsilon=recipe.epsilon,
                 num_iters=recipe.num_iters,
                 plan=recipe.plan,
+                reduction="none",
             )
-        return loss, (updated, {})
+        return loss.mean(), (updated, {})
 
     step_fn = make_step(loss_fn, tx, ema_decay=recipe.ema)
 
@@ -169,3 +184,20 @@ def train_student(
     state = make_state(variables["params"], tx, model_state)
     _, curve = jax.lax.scan(segment, state, length=recipe.evaluations)
     return curve
+
+
+def _optimiser(recipe: Recipe) -> optax.GradientTransformation:
+    if recipe.decays:
+        rate = step_decay(recipe.learning_rate, recipe.steps, recipe.decays)
+    else:
+        rate = smoothing_cosine(recipe.learning_rate, recipe.steps, recipe.zeta)
+    if recipe.optimiser == "sgd":  # As PyTorch's: the decay is part of the gradient.
+        decay = optax.add_decayed_weights(recipe.weight_decay)
+        return optax.chain(decay, optax.sgd(rate, momentum=0.9))
+    if recipe.optimiser == "adam":
+        return optax.adam(rate)
+    return optax.adamw(
+        rate,
+        weight_decay=recipe.weight_decay,
+        mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+    )

@@ -10,4 +10,9 @@ def files(workdir):
 
 
 def without_times(results):
-    return {k: v for k, v in results.items() if k not in ("seconds", "command")}
+    records = [
+        {k: v for k, v in record.items() if k != "seconds"}
+        for record in results["records"]
+    ]
+    kept = {k: v for k, v in results.items() if k not in ("seconds", "command")}
+    return {**kept, "records": records}

@@ -1,0 +1,62 @@
+"""RDED's images (Sun et al., CVPR 2024): four real patches side by side."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ot_dd import data
+
+FACTOR = 2  # Patches along a side.
+
+
+def collages(
+    images: jax.Array,
+    ipc: int,
+    loss: Callable[[jax.Array], jax.Array],
+    key: jax.Array,
+    *,
+    candidates: int = 300,
+    crops: int = 5,
+) -> jax.Array:
+    """Returns images of one class made of its most recognisable patches.
+
+    Of `candidates` random images each keeps the one of `crops` random crops that a
+    teacher finds easiest; the easiest of these, four an image, are halved and tiled.
+
+    Args:
+      images: the class's images in `[-1, 1]`, `[n, h, w, c]`.
+      ipc: collages to make.
+      loss: a teacher's loss on the class of images `[b, h, w, c]`, `[b]`.
+      key: of the draws.
+      candidates: images to crop; at least `4 ipc`, where the class has so many.
+      crops: crops of each.
+
+    Returns:
+      `[ipc, h, w, c]` in `[-1, 1]`.
+    """
+    pick, cut = jax.random.split(key)
+    n, h, w, c = images.shape
+    wanted = ipc * FACTOR**2
+    # With replacement only where a class is too small to fill the collages.
+    size = min(n, max(candidates, wanted))
+    rows = jax.random.permutation(pick, n)[jnp.arange(max(size, wanted)) % size]
+    config = data.AugmentConfig(flip=False)
+
+    def cropped(key):
+        views, _ = data.augment(key, images[rows], config)
+        return views, loss(views)
+
+    views, losses = jax.lax.map(cropped, jax.random.split(cut, crops))
+    best = losses.argmin(0)
+    views = views[best, jnp.arange(len(rows))]
+    views = views[jnp.argsort(losses.min(0))[:wanted]]
+    small = jax.image.resize(views, (wanted, h // FACTOR, w // FACTOR, c), "linear")
+    grid = small.reshape(ipc, FACTOR, FACTOR, *small.shape[1:])
+    tiled = grid.transpose(0, 1, 3, 2, 4, 5).reshape(
+        ipc, h // FACTOR * FACTOR, w // FACTOR * FACTOR, c
+    )
+    return np.asarray(
+        jnp.clip(jax.image.resize(tiled, (ipc, h, w, c), "linear"), -1, 1)
+    )

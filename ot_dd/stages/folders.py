@@ -1,0 +1,118 @@
+"""Sets of images made by anybody, read from folders of classes."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ot_dd.config import fingerprint
+from ot_dd.data import Dataset
+from ot_dd.data.sources import IMAGE_SUFFIXES
+from ot_dd.stages.artifacts import ImageSet
+from ot_dd.stages.distilled import load_distilled
+
+
+def read_image_set(
+    directory: Path, dataset: Dataset, *, seed: int = 0
+) -> tuple[ImageSet, str]:
+    """Reads a distilled set or an image folder, in the order of the data's classes.
+
+    Folders are matched with classes by name where every name is found, with or without
+    a leading number; otherwise they are taken in sorted order, which the note says: a
+    set whose classes are in another order scores at chance.
+
+    Args:
+      directory: a `distilled/` folder, or one folder of images for each class.
+      dataset: the data that the set is judged on.
+      seed: what the set is numbered in records.
+
+    Returns:
+      The set and a note on how it was read.
+
+    Raises:
+      FileNotFoundError: when there is no such directory.
+      ValueError: when it does not fit the data, naming the folder or file.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory} is no directory of images")
+    if (directory / "dataset.json").exists():
+        images, labels, about = load_distilled(directory)
+        names = about["class_names"]
+        if list(names) != list(dataset.class_names):
+            raise ValueError(
+                f"{directory} holds the classes {names}, the config's data "
+                f"{list(dataset.class_names)}: give the --config that the set is of"
+            )
+        stacked = images.reshape(len(names), -1, *images.shape[1:])
+        note = f"distilled set {about['name']}, {stacked.shape[1]} images per class"
+    else:
+        stacked, note = _read_folders(directory, dataset)
+    wanted = dataset.train.images.shape[1:]
+    if stacked.shape[2:] != wanted:
+        raise ValueError(
+            f"{directory} has images of {stacked.shape[2:]}, the config's data of "
+            f"{wanted}: set config.data.image_size, or save the set at that size"
+        )
+    digest = hashlib.sha256(np.ascontiguousarray(stacked).tobytes()).hexdigest()
+    key = fingerprint(stacked.shape, digest)
+    parts = [p for p in directory.resolve().parts[-2:] if p != "distilled"]
+    return ImageSet(parts[-1], seed, stacked, None, key), note
+
+
+def _read_folders(directory, dataset):
+    folders = sorted(
+        path
+        for path in directory.iterdir()
+        if path.is_dir() and not path.name.startswith(".")
+    )
+    names = dataset.class_names
+    if len(folders) != len(names):
+        raise ValueError(
+            f"{directory} has {len(folders)} class folders, the config's data "
+            f"{len(names)} classes"
+        )
+    by_name = {_plain(folder.name): folder for folder in folders}
+    without = {_plain(re.sub(r"^\d+_", "", folder.name)): folder for folder in folders}
+    note = "folders in sorted order, none of them named like the classes"
+    for table in (by_name, without):
+        if all(_plain(name) in table for name in names):
+            folders = [table[_plain(name)] for name in names]
+            note = "folders matched with classes by name"
+            break
+    grey = dataset.train.images.shape[-1] == 1
+    per_class = [_read_images(folder, grey) for folder in folders]
+    counts = {len(images) for images in per_class}
+    if len(counts) > 1:
+        smallest = min(range(len(folders)), key=lambda i: len(per_class[i]))
+        raise ValueError(
+            f"{folders[smallest]} has {len(per_class[smallest])} images, another class "
+            f"{max(counts)}: a set has the same number of images in each class"
+        )
+    return np.stack(per_class), f"{note}, {counts.pop()} images per class"
+
+
+def _read_images(folder, grey) -> np.ndarray:
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise ValueError(f"{folder} has no image: every class needs as many")
+    images = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("L" if grey else "RGB"))
+        except (OSError, UnidentifiedImageError) as error:
+            raise ValueError(f"{path} does not decode as an image: {error}") from error
+        images.append(pixels[..., None] if grey else pixels)
+        if images[-1].shape != images[0].shape:
+            raise ValueError(
+                f"{path} is {images[-1].shape[:2]} pixels, {paths[0].name} "
+                f"{images[0].shape[:2]}: the images of a set agree in size"
+            )
+    return np.stack(images)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "", name.lower())

@@ -1,0 +1,32 @@
+"""Collages hold what their teacher finds easiest."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ot_dd import baselines
+
+
+@pytest.mark.parametrize(("side", "n", "ipc"), [(8, 40, 3), (9, 3, 2)])
+def test_collages_are_of_the_easiest_images(side, n, ipc):
+    """Every image is one shade, which the loss ranks: the collages show the lowest."""
+    shades = jnp.linspace(-1, 1, n)
+    images = jnp.broadcast_to(shades[:, None, None, None], (n, side, side, 1))
+    made = baselines.collages(
+        images, ipc, lambda views: views.mean((1, 2, 3)), jax.random.key(0)
+    )
+    assert made.shape == (ipc, side, side, 1)
+    corners = made[:, [0, 0, -1, -1], [0, -1, 0, -1], 0].reshape(-1)
+    wanted = np.asarray(shades)[np.sort(np.resize(np.arange(min(n, 4 * ipc)), 4 * ipc))]
+    np.testing.assert_allclose(np.sort(corners), wanted, atol=1e-5)
+
+
+def test_each_image_keeps_its_easiest_crop():
+    """The loss wants bright pixels: crops avoid the dark border."""
+    image = jnp.full((16, 16), -1.0).at[4:12, 4:12].set(1.0)
+    images = jnp.broadcast_to(image[None, :, :, None], (20, 16, 16, 1))
+    options = {"key": jax.random.key(1), "loss": lambda v: -v.mean((1, 2, 3))}
+    many = baselines.collages(images, 4, crops=50, **options)
+    one = baselines.collages(images, 4, crops=1, **options)
+    assert many.mean() > one.mean() + 0.1 > images.mean() + 0.1

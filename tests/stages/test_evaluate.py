@@ -1,0 +1,200 @@
+"""`python -m ot_dd.evaluate`: anybody's folders and the baselines under one protocol."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import digits
+from ot_dd import evaluate
+from ot_dd.config import ConfigError
+from ot_dd.stages.folders import read_image_set
+from ot_dd.stages.prepare import _load
+from ot_dd.training.protocols import PROTOCOLS, apply_protocol
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDENT = "convnet:width=16:depth=2"
+
+
+def config():
+    made = digits.get_config("debug")
+    made.teachers.models = ("convnet",)
+    made.teachers.steps, made.teachers.batch_size = 60, 64
+    made.lia.teachers_by_ipc = ((1, 1),)
+    made.study.baselines, made.ipc = (), 3
+    return made
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return _load(config())[0]
+
+
+def write_folder(root, dataset, names, ipc=3):
+    """Writes real training images of each class into folders called `names`."""
+    images, labels = dataset.train
+    for c, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for i, image in enumerate(images[labels == c][:ipc]):
+            Image.fromarray(image[..., 0]).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    "order", [list("0123456789"), [f"c{9 - i}" for i in range(10)]]
+)
+def test_folders_are_matched_by_name_or_taken_in_order(tmp_path, dataset, order):
+    root = write_folder(tmp_path / "set", dataset, order)
+    made, note = read_image_set(root, dataset)
+    first = made.images[:, 0]
+    own = np.stack(
+        [dataset.train.images[dataset.train.labels == c][0] for c in range(10)]
+    )
+    named = order[0] == "0"
+    assert ("by name" in note) == named
+    np.testing.assert_array_equal(first, own if named else own[::-1])
+
+
+def few(root):
+    next((root / "3").glob("*.png")).unlink()
+
+
+def empty(root):
+    for path in (root / "3").glob("*.png"):
+        path.unlink()
+
+
+def broken(root):
+    (root / "3" / "0.png").write_bytes(b"no image")
+
+
+def odd(root):
+    Image.new("L", (5, 8)).save(root / "3" / "1.png")
+
+
+def missing(root):
+    empty(root)
+    (root / "3").rmdir()
+
+
+def large(root):
+    for path in root.rglob("*.png"):
+        Image.new("L", (9, 9)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (few, r"3 has 2 images, another class 3"),
+        (empty, r"3 has no image"),
+        (broken, r"0\.png does not decode"),
+        (odd, r"1\.png is \(8, 5\) pixels"),
+        (missing, r"9 class folders, the config's data 10"),
+        (large, r"images of \(9, 9, 1\)"),
+    ],
+)
+def test_a_folder_that_does_not_fit_is_named(tmp_path, dataset, spoil, message):
+    root = write_folder(tmp_path / "set", dataset, list("0123456789"))
+    spoil(root)
+    with pytest.raises(ValueError, match=message):
+        read_image_set(root, dataset)
+
+
+@pytest.mark.parametrize("name", list(PROTOCOLS))
+def test_every_protocol_trains(tmp_path_factory, dataset, name):
+    """At a few passes; the teachers are trained once for all of them."""
+    shared = tmp_path_factory.getbasetemp() / "evaluate"
+    folder = shared / "set"
+    if not folder.exists():
+        write_folder(folder, dataset, list("0123456789"))
+    found = evaluate.run(
+        config(), shared / "work", protocol=name, distilled=(folder,),
+        students=(STUDENT,), seeds=2, epochs=40,
+    )  # fmt: skip
+    assert len(found["records"]) == 2
+    for record in found["records"]:
+        assert record["labels"] == PROTOCOLS[name].labels
+        assert (record["protocol"], record["student"]) == (name, STUDENT)
+        assert record["accuracy"] > 0.3  # chance is 0.1
+        size = min(PROTOCOLS[name].student["batch_size"], 30)
+        passes = 40 * (30 // size)
+        assert passes - 3 < record["steps"] <= passes
+        assert record["images_seen"] == record["steps"] * size
+        stored = 2 * 10 * 40 * (30 // size) * size
+        assert record["soft_label_bytes"] in (0, stored)
+        assert (record["soft_label_bytes"] > 0) == (record["labels"] == "soft")
+    again = evaluate.run(
+        config(), shared / "work", protocol=name, distilled=(folder,),
+        students=(STUDENT,), seeds=2, epochs=40,
+    )  # fmt: skip
+    assert again["records"] == found["records"]  # kept, with their seconds
+
+
+def test_protocols_say_what_their_sources_say():
+    """Steps and rates by hand for ten classes, IPC 10."""
+    made = config()
+    apply_protocol(made, "minimax_hard", ipc=10, classes=10)
+    assert made.student.steps == 2000 * (100 // 64)
+    assert (made.student.optimiser, made.student.learning_rate) == ("sgd", 0.01)
+    assert PROTOCOLS["minimax_hard"].epochs_for(50) == 1500
+    assert PROTOCOLS["minimax_hard"].epochs_for(1000) == 500
+    apply_protocol(made, "edc_soft", ipc=10, classes=10)
+    assert made.student.steps == 300 * 2
+    assert (made.student.ce_weight, made.student.ema) == (0.025, 0.99)
+    apply_protocol(made, "rd3", ipc=50, classes=10)
+    assert (made.student.steps, made.student.optimiser) == (400 * 10, "adam")
+
+
+def test_baselines_are_made_and_compared(tmp_path):
+    names = (
+        "random", "kmeans_features", "herding", "kcenter", "el2n", "collage",
+        "prototypes", "quantised",
+    )  # fmt: skip
+    found = evaluate.run(
+        config(), tmp_path, protocol="dc_hard", baselines=names, sets=1,
+        students=(STUDENT,), seeds=1, epochs=60,
+    )  # fmt: skip
+    reached = {r["set"]: r["accuracy"] for r in found["records"]}
+    assert tuple(reached) == names
+    assert min(reached.values()) > 0.3, reached
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"protocol": "edc"}, "protocol 'edc' is unknown.*edc_soft"),
+        ({"protocol": "rd3", "students": ("resnet81",)}, "resnet81.*resnet18"),
+        ({"protocol": "rd3", "baselines": ("randon",)}, "randon.*random"),
+        ({"protocol": "rd3"}, "nothing to judge"),
+        ({"protocol": "rd3", "students": ("convnet3:width",)}, "name:option=value"),
+    ],
+)
+def test_unknown_names_are_refused(tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluate.run(config(), tmp_path, **options)
+
+
+def test_the_command_prints_and_writes(tmp_path, dataset):
+    folder = write_folder(tmp_path / "theirs", dataset, list("0123456789"))
+    command = [
+        sys.executable, "-m", "ot_dd.evaluate", f"--distilled={folder}",
+        "--protocol=dc_hard", "--students=mlp", "--seeds=2", "--epochs=20",
+        f"--workdir={tmp_path / 'work'}", f"--json={tmp_path / 'found.json'}",
+        "--config=configs/digits.py:debug",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "theirs" in done.stdout
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [r["student_seed"] for r in found["records"]] == [0, 1]
+    assert found["protocol_epochs"] == {"3": 1000} and found["epochs_changed_to"] == 20
+    wrong = subprocess.run(
+        [*command[:3], f"--distilled={tmp_path / 'none'}", *command[4:]],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
+    assert "no directory of images" in wrong.stderr

@@ -1,0 +1,66 @@
+"""Against the reference implementation of the metrics, and closed forms."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+from prdc import compute_prdc
+
+from ot_dd import geometry
+
+
+def clouds(seed=0, n=200, m=30, d=8):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, d)), 0.8 * rng.normal(size=(m, d)) + 0.2
+
+
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_neighbourhoods_are_the_reference_ones(k):
+    real, synthetic = clouds()
+    ours = geometry.neighbourhoods(real, synthetic, k=k)
+    theirs = compute_prdc(real, synthetic, nearest_k=k)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, err_msg=name)
+
+
+def test_small_sets_have_their_own_neighbours():
+    real, synthetic = clouds(m=3)
+    one = geometry.neighbourhoods(real, synthetic[:1])
+    assert one["recall"] == 0 and 0 < one["density"]
+    few = geometry.neighbourhoods(real, synthetic)  # k = 5 is cut to 2.
+    assert few["recall"] == compute_prdc(real, synthetic, nearest_k=2)["recall"]
+    with pytest.raises(ValueError, match="k=5.*5 real points"):
+        geometry.neighbourhoods(real[:5], synthetic)
+
+
+def test_frechet_distance_by_the_matrix_root():
+    real, synthetic = clouds(m=100)
+    a, b = np.cov(real, rowvar=False), np.cov(synthetic, rowvar=False)
+    gap = real.mean(0) - synthetic.mean(0)
+    wanted = gap @ gap + np.trace(a + b - 2 * scipy.linalg.sqrtm(a @ b).real)
+    found = geometry.frechet_distance(real, synthetic)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    np.testing.assert_allclose(geometry.frechet_distance(real, real), 0, atol=1e-8)
+
+
+def test_a_collapsed_set_and_a_spread_one():
+    """All at the mean: no diversity, no gap of means, and far by transport."""
+    real, _ = clouds()
+    collapsed = np.repeat(real.mean(0, keepdims=True), 10, axis=0)
+    spread = real[:10]
+    one, two = (geometry.describe_class(real, s) for s in (collapsed, spread))
+    assert one["diversity"] == 0 and two["diversity"] > 0.8
+    assert one["mean_gap"] < 1e-10 < two["mean_gap"]
+    assert one["coverage"] < two["coverage"]
+    assert one["divergence"] > two["divergence"] > 0
+    scale = geometry.diversity(real)
+    wanted = ((real - real.mean(0)) ** 2).sum(1).mean() / scale**2
+    np.testing.assert_allclose(one["transport"], wanted, rtol=1e-5)
+
+
+def test_units_do_not_matter():
+    real, synthetic = clouds()
+    one = geometry.describe_class(real, synthetic)
+    two = geometry.describe_class(100 * real, 100 * synthetic)
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=1e-4, err_msg=name)
