@@ -3,13 +3,25 @@ PYTHON ?= python3
 WORKDIR ?= out/digits
 BIN = .venv/bin
 
-.PHONY: distill test lint clean
+.PHONY: distill test lint table table-fast clean
 
 distill: .venv/installed
 	$(BIN)/python -m ot_dd.distill --config=configs/digits.py --workdir=$(WORKDIR)
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
+
+# Every set under two protocols: minutes on digits, hours on Fashion-MNIST.
+table-fast: .venv/installed
+	$(BIN)/python -m benchmarks.table --config=configs/digits.py --workdir=out/digits \
+	    --ipc=10 --epochs=100 --students=convnet:width=32:depth=2,mlp \
+	    --json=docs/results/table_digits.json
+
+table: .venv/installed
+	$(BIN)/python -m benchmarks.table --config=configs/fashion_mnist.py \
+	    --workdir=out/fashion_mnist --ipc=1,10,50 \
+	    --students=convnet3,resnet18:stem=cifar,mobilenet_v2 \
+	    --json=docs/results/table_fashion_mnist.json
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
     python -m benchmarks.students [--json=benchmarks/students.json]
 
+Also a convolution alone and its gradients, which is where the time goes.
 Ten AdamW steps on 32 x 32 images, batch 50, cross-entropy, float32, all cores: ours as
 one compiled loop, PyTorch eagerly. "two seeds" trains two networks: ours by `vmap` and on
 a thread each (what the pipeline does), PyTorch one after the other.
@@ -106,6 +107,39 @@ def _resnet(make):
     return network
 
 
+def convolutions(channels=64, size=32):
+    """Yields `(case, runs)` of a 3 x 3 convolution and of its two gradients."""
+    key = jax.random.key(2)
+    x = jax.random.normal(key, (BATCH, size, size, channels))
+    kernel = jax.random.normal(key, (3, 3, channels, channels))
+
+    def apply(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    ours = {
+        "forward": jax.jit(apply),
+        "gradient of images": jax.jit(lambda g, k: jax.vjp(apply, x, k)[1](g)[0]),
+        "gradient of kernel": jax.jit(lambda g, k: jax.vjp(apply, x, k)[1](g)[1]),
+    }
+    tx = torch.tensor(np.asarray(x).transpose(0, 3, 1, 2).copy())
+    tk = torch.tensor(np.asarray(kernel).transpose(3, 2, 0, 1).copy())
+    grad = torch.nn.grad
+    theirs = {
+        "forward": lambda: torch.nn.functional.conv2d(tx, tk, padding=1),
+        "gradient of images": lambda: grad.conv2d_input(tx.shape, tk, tx, padding=1),
+        "gradient of kernel": lambda: grad.conv2d_weight(tx, tk.shape, tx, padding=1),
+    }
+    for part, function in ours.items():
+
+        def run(function=function):
+            jax.block_until_ready(function(x, kernel))
+
+        case = f"3x3 convolution, {channels} channels, {size}x{size}: {part}"
+        yield case, {"ot_dd": run, "torch": theirs[part]}
+
+
 def main() -> None:
     """Times both networks, prints and writes the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -116,6 +150,11 @@ def main() -> None:
     images = jax.random.normal(jax.random.key(0), (BATCH, SIZE, SIZE, 3))
     labels = jnp.arange(BATCH) % CLASSES
     rows = []
+    for case, runs in convolutions():
+        for run in runs.values():
+            run()
+        rows.append(row(case, medians(runs, 5 * arguments.rounds)))
+        print(rows[-1], flush=True)
     for name, options in {"convnet3": {}, "resnet18": {"stem": "cifar"}}.items():
         one, two = ours(name, options, images, labels)
         keys = jax.random.split(jax.random.key(1), 2)
@@ -135,12 +174,12 @@ def main() -> None:
             run()
             run()
 
-        for case, runs in {
-            name: {"ot_dd": alone, "torch": torch_run},
-            f"{name}, two seeds": {
+        cases = {name: {"ot_dd": alone, "torch": torch_run}}
+        if name == "convnet3":  # A vmapped ResNet-18 takes minutes here.
+            cases[f"{name}, two seeds"] = {
                 "ot_dd": threads, "ot_dd vmap": vmapped, "torch": torch_twice,
-            },
-        }.items():  # fmt: skip
+            }  # fmt: skip
+        for case, runs in cases.items():
             for run in runs.values():
                 run()
             rows.append(row(case, medians(runs, arguments.rounds)))

@@ -21,14 +21,15 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from scipy import stats
 
-from ot_dd import evaluate, geometry
+from ot_dd import geometry
 from ot_dd.checkpoint import write_json
 from ot_dd.config import fingerprint
 from ot_dd.parallel import data_mesh
 from ot_dd.stages import plan
 from ot_dd.stages.artifacts import to_float
+from ot_dd.stages.evaluation import evaluate
 from ot_dd.stages.prepare import in_batches, prepare
-from ot_dd.stages.study import _features, make_set
+from ot_dd.stages.study import class_features, make_sets
 from ot_dd.workdir import WorkDir
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py")
@@ -51,7 +52,7 @@ def describe_set(work, prepared, image_set, real) -> dict[str, float]:
     def make():
         pixels, _ = image_set.flat()
         features = in_batches(
-            _features, (prepared.teachers[0],), to_float(jnp.asarray(pixels))
+            class_features, (prepared.teachers[0],), to_float(jnp.asarray(pixels))
         )
         own = features.reshape(*image_set.images.shape[:2], -1)
         classes = [geometry.describe_class(r, s) for r, s in zip(real, own)]
@@ -90,7 +91,7 @@ def main(_):
         config.ipc = ipc
         prepared = prepare(config, work)
         features = in_batches(
-            _features,
+            class_features,
             (prepared.teachers[0],),
             to_float(jnp.asarray(prepared.dataset.test.images)),
         )
@@ -99,7 +100,7 @@ def main(_):
         real = [features[labels == c] for c in classes]
         records = []
         for protocol in _PROTOCOLS.value:
-            found = evaluate.run(
+            found = evaluate(
                 config, work.path, protocol=protocol, baselines=tuple(_NAMES.value),
                 sets=_SETS.value, students=tuple(_STUDENTS.value), seeds=_SEEDS.value,
                 epochs=_EPOCHS.value,
@@ -110,9 +111,9 @@ def main(_):
             }
             report["versions"] = found["versions"]
         rows = []
-        for name in _NAMES.value:
-            for seed in range(_SETS.value):
-                made = make_set(config, work, prepared, name, seed, data_mesh())
+        sets = make_sets(config, work, prepared, _NAMES.value, _SETS.value, data_mesh())
+        for name, several in sets.items():
+            for seed, made in enumerate(several):
                 reached: dict = {}
                 for r in records:
                     if (r["set"], r["set_seed"]) == (name, seed):

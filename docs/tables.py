@@ -1,6 +1,6 @@
 """Prints the Markdown tables of README and docs from the committed JSON files.
 
-python docs/tables.py docs/results/digits.json | docs/tuning_digits.json | ...
+python docs/tables.py docs/results/digits.json | docs/results/table_digits.json | ...
 """
 
 import json
@@ -11,9 +11,10 @@ import numpy as np
 
 
 def percent(values) -> str:
-    """Returns "mean ± std" in percent."""
+    """Returns "mean ± std" in percent, of one value the mean alone."""
     values = 100 * np.asarray(values)
-    return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
+    spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{values.mean():.1f}{spread}"
 
 
 def trial_score(row: dict, kind: str) -> str:
@@ -25,17 +26,51 @@ def trial_score(row: dict, kind: str) -> str:
 
 def timings(cases: list[dict]) -> None:
     """Prints a benchmark's ratios to ours."""
-    others = [name for name in cases[0]["ratio_to_ours"] if name != "ot_dd"]
+    names = dict.fromkeys(name for case in cases for name in case["ratio_to_ours"])
+    others = [name for name in names if name != "ot_dd"]
     print(f"| case | ours | {' | '.join(others)} |\n|{'---|' * (2 + len(others))}")
     for case in cases:
-        ratios = [f"{case['ratio_to_ours'][name]:.1f}" for name in others]
+        found = case["ratio_to_ours"]
+        ratios = [f"{found[name]:.2f}" if name in found else "" for name in others]
         ours = case["milliseconds"]["ot_dd"]
         print(f"| `{case['case']}` | {ours:.0f} ms | {' | '.join(ratios)} |")
+
+
+def comparison(found: dict) -> None:
+    """Prints accuracies, geometry and correlations of `benchmarks.table`."""
+    columns = list(dict.fromkeys((r["protocol"], r["student"]) for r in found["table"]))
+    for part in found["geometry"]:
+        ipc = part["ipc"]
+        cells: dict = {}
+        for record in found["table"]:
+            if record["ipc"] == ipc:
+                column = (record["protocol"], record["student"])
+                reached = cells.setdefault(record["set"], {}).setdefault(column, [])
+                reached.append(record["accuracy"])
+        titles = [f"{protocol}, `{student}`" for protocol, student in columns]
+        print(f"**{ipc} per class**\n\n| set | {' | '.join(titles)} |")
+        print(f"|{'---|' * (1 + len(columns))}")
+        for name, row in cells.items():
+            scores = " | ".join(percent(row[column]) for column in columns)
+            print(f"| {found['titles'][name]} | {scores} |")
+        names = list(part["sets"][0]["geometry"])
+        print(f"\n| set | {' | '.join(names)} |\n|{'---|' * (1 + len(names))}")
+        for name in cells:
+            own = [s["geometry"] for s in part["sets"] if s["set"] == name]
+            values = [f"{np.mean([g[k] for g in own]):.2f}" for k in names]
+            print(f"| {found['titles'][name]} | {' | '.join(values)} |")
+        for protocol, student in columns:
+            ranks = [part["correlations"][k][f"{protocol} {student}"] for k in names]
+            shown = " | ".join(f"{rank:+.2f}" for rank in ranks)
+            print(f"| *rank correlation with {protocol}, `{student}`* | {shown} |")
+        print()
 
 
 def main(path: Path) -> None:
     """Prints the table that belongs to the file."""
     found = json.loads(path.read_text())
+    if "table" in found:
+        return comparison(found)
     if "cases" in found:
         return timings(found["cases"])
     if isinstance(found, list):

@@ -122,7 +122,7 @@ def main(argv):
     workdir = Path(_WORKDIR.value or Path("out") / config.name)
     try:
         run(config, workdir, tuple(_STAGES.value))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("OT_DD_DEBUG"):
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -15,6 +15,18 @@ def backend() -> str:
     return _TARGET.get() or jax.default_backend()
 
 
+def network_options() -> dict[str, str] | None:
+    """Returns what `jax.jit(compiler_options=...)` takes for programs that are networks.
+
+    On a CPU XLA would join normalisation, matrix product and activation into single
+    calls of its YNN library: a transformer takes half as long again with them
+    (`benchmarks/dit.py`), while Sinkhorn's passes gain a little.
+    """
+    if backend() != "cpu":
+        return None
+    return {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
 @contextlib.contextmanager
 def compiling_for(name: str):
     """Compiles ahead of time for another machine than this one, such as "tpu"."""

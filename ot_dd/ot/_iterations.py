@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,18 @@ from ot_dd.ot._geometry import target_marginal
 # A kernel costs as much as some ten products with it: where it serves for fewer than
 # so many iterations, potentials move too fast, and the next ones are in the log domain.
 WORTH = 8
+# Unrolled, a kernel serves for a fixed number of iterations: for fewer at first, when
+# potentials move most.
+FIRST_CHUNK, CHUNK = 8, 40
+
+
+def _chunks(count: int) -> list[int]:
+    """Splits a number of unrolled fast iterations into chunks."""
+    if count <= 2 * FIRST_CHUNK:
+        return [count] if count else []
+    rest = count - FIRST_CHUNK
+    pieces = math.ceil(rest / CHUNK)
+    return [FIRST_CHUNK] + [(rest + i) // pieces for i in range(pieces)]
 
 
 class Options(NamedTuple):
@@ -52,44 +65,39 @@ def iterate(geometry, problem, init, options):
 
         return repeat(body, g)
 
-    def steps_by(method):
-        """Returns the steps of a method that is not guarded."""
-        if method == "log":
-            return log_steps
+    def kernels(g, most, limit, rescue):
+        """Runs fast steps, with a new kernel where scalings leave the safe range.
 
-        def kernel_steps(g, repeat):
-            fast_g, error, steps, ok = geometry.fast_steps(g, problem, repeat)
-            return jnp.where(ok, fast_g, g), error, steps, ok
-
-        return kernel_steps
-
-    def guarded(g, most, limit):
-        """Runs fast steps; those that leave the safe range stop, and start again.
-
-        Loops of no iterations, not branches: under vmap a branch would run for every
-        problem of the batch.
+        With `rescue`, log-domain steps follow a kernel that served for a few only;
+        without, one that serves for none is the end. Loops of no iterations, not
+        branches: under vmap a branch would run for every problem of the batch.
         """
 
         def more(state):
-            g, _, step = state
+            g, _, step, _ = state
             repeat = functools.partial(_repeat_until, most - step, limit)
             g, error, steps, _ = geometry.fast_steps(g, problem, repeat)
             step += steps
+            if not rescue:
+                return g, error, step, steps == 0
             slow = (steps < WORTH) & ~_within(error, limit)
             slow = jnp.where(slow, jnp.minimum(WORTH, most - step), 0)
             repeat = functools.partial(_repeat_until, slow, limit)
             g, log_error, steps, _ = log_steps(g, repeat)
-            return g, jnp.where(steps > 0, log_error, error), step + steps
+            error = jnp.where(steps > 0, log_error, error)
+            return g, error, step + steps, jnp.asarray(False)
 
         def going(state):
-            _, error, step = state
-            return (step < most) & ~_within(error, limit)
+            _, error, step, stuck = state
+            return (step < most) & ~_within(error, limit) & ~stuck
 
-        start = (g, jnp.asarray(jnp.inf, g.dtype), jnp.asarray(0))
-        return jax.lax.while_loop(going, more, start)
+        error = jnp.asarray(jnp.inf, g.dtype)
+        start = (g, error, jnp.asarray(0), jnp.asarray(False))
+        g, _, step, _ = jax.lax.while_loop(going, more, start)
+        return g, step
 
-    method = options.method
-    if method == "auto" and options.grad == "unroll":
+    method, unrolled = options.method, options.grad == "unroll"
+    if method == "auto" and unrolled:
         method = "log"
     g = tau_b * geometry.columns(f, problem)
     count = options.num_iters or options.max_iters
@@ -97,36 +105,46 @@ def iterate(geometry, problem, init, options):
     fast = max(count - 1 - last, 0)
     mass = jnp.maximum(geometry.sum(problem.a.sum()), problem.b.sum())
     limit = None if options.num_iters is not None else options.threshold * mass
-    if method == "auto":
-        g, _, step = guarded(g, fast, limit)
-    elif options.num_iters is not None:
-        g, _, step, _ = steps_by(method)(g, functools.partial(_repeat_exactly, fast))
+    if method == "log":
+        repeat = functools.partial(_repeat_exactly, fast)
+        if limit is not None:
+            repeat = functools.partial(_repeat_until, fast, limit)
+        g, _, step, _ = log_steps(g, repeat)
+    elif unrolled:  # Loops of fixed length: gradients go back through them.
+        step = jnp.asarray(0)
+        for length in _chunks(fast):
+            repeat = functools.partial(_repeat_exactly, length)
+            g, _, steps, _ = geometry.fast_steps(g, problem, repeat)
+            step += steps
     else:
-        g, _, step, _ = steps_by(method)(
-            g, functools.partial(_repeat_until, fast, limit)
-        )
+        g, step = kernels(g, fast, limit, rescue=method == "auto")
     if last:
         g = log_steps(g, functools.partial(_repeat_exactly, 1))[0]
     return tau_a * geometry.rows(g, problem), g, step + 1 + last
+
+
+def _take(ok, new, old):
+    return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
 
 
 def _repeat_exactly(length, body, state):
     """Runs `body` `length` times.
 
     Returns:
-      `(state, error, steps, ok)`: `ok` when every state was safe.
+      `(state, error, steps, ok)`; the state is the last one before any that is not
+      safe, and `steps` counts up to it.
     """
 
     def more(_, carry):
-        state, _, ok = carry
-        state, error, safe = body(state)
-        return state, error, ok & safe
+        state, error, step, ok = carry
+        new, new_error, safe = body(state)
+        ok &= safe
+        state, error = _take(ok, (new, new_error), (state, error))
+        return state, error, step + ok, ok
 
     error = jnp.zeros((), jax.tree.leaves(state)[0].dtype)
-    state, error, ok = jax.lax.fori_loop(
-        0, length, more, (state, error, jnp.asarray(True))
-    )
-    return state, error, jnp.asarray(length), ok
+    start = (state, error, jnp.asarray(0), jnp.asarray(True))
+    return jax.lax.fori_loop(0, length, more, start)
 
 
 def _within(error, limit):
@@ -148,9 +166,7 @@ def _repeat_until(length, limit, body, state):
         state, error, step, _ = carry
         new, new_error, ok = body(state)
         new_error = error if limit is None else new_error
-        state, error = jax.tree.map(
-            lambda old, new: jnp.where(ok, new, old), (state, error), (new, new_error)
-        )
+        state, error = _take(ok, (new, new_error), (state, error))
         return state, error, step + ok, ok
 
     error = jnp.asarray(jnp.inf, jax.tree.leaves(state)[0].dtype)

@@ -96,7 +96,7 @@ def solve(
       a: weights `[n]`, default uniform `1/n`.
       b: weights `[m]`, default uniform `1/m`.
       epsilon: entropic regularisation, in units of the cost; may be traced.
-      num_iters: run exactly this many iterations, a loop of fixed length. Without
+      num_iters: run exactly this many iterations (`"kernel"` may stop early). Without
         it, iterate until `threshold` or `max_iters`.
       threshold: marginal error, as a share of the total mass, that counts as
         converged.
@@ -112,10 +112,11 @@ def solve(
         `"none"` stops gradients.
       method: `"log"` iterates in the log domain, safe at any epsilon. `"kernel"`
         iterates by matrix-vector products with a stabilised kernel, several times
-        faster, and stops where it leaves the range of a kernel: `marginal_error` and
-        `converged` tell. `"auto"` runs the kernel and repeats in the log domain what
-        went out of range (a guard of variable length: with unrolled gradients `"auto"`
-        means `"log"`).
+        faster; a new one is made where the scalings leave a kernel's range, and where
+        that serves for no iteration it stops: `marginal_error` and `converged` tell.
+        `"auto"` goes on in the log domain there (loops of variable length: with
+        unrolled gradients `"auto"` means `"log"`, and `"kernel"` makes a new one
+        every 40 iterations).
       solver: `"sinkhorn"`, or `"ott"` for ott-jax's solvers (whose unbalanced problems
         are regularised by the plan's entropy instead of `KL(P | a b^T)`).
       **ott_options: with `solver="ott"`, keywords of `ott.solvers.linear.solve`, such
@@ -284,6 +285,8 @@ def run(geometry, a, b, epsilon, init, options: Options) -> OTResult:
         - (totals.mass - geometry.sum(a.sum()) * b.sum())
     )
     linear = epsilon * totals.linear
+    # Held potentials are held in the caller's units.
+    unit = jax.lax.stop_gradient(epsilon) if envelope else epsilon
     wanted = (
         target_marginal(a, f, options.tau_a),
         target_marginal(b, g, options.tau_b),
@@ -295,7 +298,7 @@ def run(geometry, a, b, epsilon, init, options: Options) -> OTResult:
     return OTResult(
         value=value,
         value_linear=linear,
-        potentials=(epsilon * f, epsilon * g),
+        potentials=(unit * f, unit * g),
         marginal_error=error,
         n_iters=n_iters,
         # Comparisons that NaN fails.

@@ -198,7 +198,16 @@ def paired_difference(
     Returns:
       The difference over the seeds both have, or None when they share none. With
       several set seeds, students of one set are averaged before the interval is taken.
+      One set (a folder, a selection without chance) is compared with each of several.
     """
+    seeds_of = [{seed for seed, _ in runs} for runs in (first, second)]
+    if min(map(len, seeds_of), default=0) == 1 < max(map(len, seeds_of)):
+        first, second = (
+            {(s, k): value for s in seeds_of[1 - i] for (_, k), value in runs.items()}
+            if len(seeds_of[i]) == 1
+            else runs
+            for i, runs in enumerate((first, second))
+        )
     by_set: dict[int, list[float]] = {}
     for seeds in sorted(first.keys() & second.keys()):
         by_set.setdefault(seeds[0], []).append(first[seeds] - second[seeds])

@@ -186,6 +186,8 @@ class Prepared(NamedTuple):
       teachers: classifiers in the config's order.
       surrogate: the trajectory for influence guidance and features.
       key: fingerprint of everything above.
+      data_key: fingerprint of the data alone.
+      teacher_keys: fingerprint of each teacher.
       facts: accuracies, reconstruction errors and curves, for the report.
     """
 
@@ -196,6 +198,8 @@ class Prepared(NamedTuple):
     teachers: tuple[Classifier, ...]
     surrogate: Surrogate
     key: str
+    data_key: str
+    teacher_keys: tuple[str, ...]
     facts: dict
 
 

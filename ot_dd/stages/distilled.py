@@ -100,6 +100,9 @@ def load_distilled(directory: Path) -> tuple[np.ndarray, np.ndarray, dict]:
     description = read_json(directory / "dataset.json")
     if description is None:
         raise FileNotFoundError(f"{directory} has no dataset.json: not a distilled set")
+    wanted = {"name", "class_names", "folders", "ipc", "image_shape"}
+    if not isinstance(description, dict) or not wanted <= set(description):
+        raise ValueError(f"{directory / 'dataset.json'} is damaged: distil again")
     images, labels = [], []
     for label, folder in enumerate(description["folders"]):
         files = sorted((directory / "images" / folder).glob("*.png"))
@@ -108,9 +111,26 @@ def load_distilled(directory: Path) -> tuple[np.ndarray, np.ndarray, dict]:
                 f"{directory / 'images' / folder} holds {len(files)} images, "
                 f"dataset.json says {description['ipc']}"
             )
-        images += [np.asarray(Image.open(file)) for file in files]
+        for file in files:
+            try:
+                images.append(np.asarray(Image.open(file)))
+            except OSError as error:  # Pillow's own errors are of this kind.
+                raise ValueError(
+                    f"{file} does not decode as an image: {error}"
+                ) from error
+            if images[-1].shape != images[0].shape:
+                raise ValueError(
+                    f"{file} has shape {images[-1].shape}, others {images[0].shape}"
+                )
         labels += [label] * len(files)
-    stacked = np.stack(images).reshape(-1, *description["image_shape"])
+    shape = tuple(description["image_shape"])
+    stacked = np.stack(images)
+    if stacked[0].size != np.prod(shape):
+        raise ValueError(
+            f"{directory} holds images of shape {stacked.shape[1:]}, dataset.json says "
+            f"{shape}"
+        )
+    stacked = stacked.reshape(-1, *shape)
     return stacked, np.asarray(labels, np.int32), description
 
 

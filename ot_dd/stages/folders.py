@@ -15,7 +15,7 @@ from ot_dd.stages.distilled import load_distilled
 
 
 def read_image_set(
-    directory: Path, dataset: Dataset, *, seed: int = 0
+    directory: Path, dataset: Dataset, *, name: str, seed: int = 0
 ) -> tuple[ImageSet, str]:
     """Reads a distilled set or an image folder, in the order of the data's classes.
 
@@ -26,6 +26,7 @@ def read_image_set(
     Args:
       directory: a `distilled/` folder, or one folder of images for each class.
       dataset: the data that the set is judged on.
+      name: what the set is called in records.
       seed: what the set is numbered in records.
 
     Returns:
@@ -58,30 +59,38 @@ def read_image_set(
         )
     digest = hashlib.sha256(np.ascontiguousarray(stacked).tobytes()).hexdigest()
     key = fingerprint(stacked.shape, digest)
-    parts = [p for p in directory.resolve().parts[-2:] if p != "distilled"]
-    return ImageSet(parts[-1], seed, stacked, None, key), note
+    return ImageSet(name, seed, stacked, None, key), note
 
 
 def _read_folders(directory, dataset):
     folders = sorted(
-        path
-        for path in directory.iterdir()
-        if path.is_dir() and not path.name.startswith(".")
+        (
+            path
+            for path in directory.iterdir()
+            if path.is_dir() and not path.name.startswith(".")
+        ),
+        key=_natural,
     )
-    names = dataset.class_names
+    names = [_plain(name) for name in dataset.class_names]
     if len(folders) != len(names):
         raise ValueError(
             f"{directory} has {len(folders)} class folders, the config's data "
             f"{len(names)} classes"
         )
-    by_name = {_plain(folder.name): folder for folder in folders}
-    without = {_plain(re.sub(r"^\d+_", "", folder.name)): folder for folder in folders}
     note = "folders in sorted order, none of them named like the classes"
-    for table in (by_name, without):
-        if all(_plain(name) in table for name in names):
-            folders = [table[_plain(name)] for name in names]
+    for strip in ("", r"^\d+[_-]"):
+        table = {_plain(re.sub(strip, "", folder.name)): folder for folder in folders}
+        found = [name for name in names if name in table]
+        if len(set(names)) == len(table) == len(found):
+            folders = [table[name] for name in names]
             note = "folders matched with classes by name"
             break
+        if found and (strip or len(found) > len(names) // 2):
+            missing = [n for n, p in zip(dataset.class_names, names) if p not in table]
+            raise ValueError(
+                f"{directory} has folders named like some of the classes, but none for "
+                f"{missing[:5]}: name all of them like the classes, or none"
+            )
     grey = dataset.train.images.shape[-1] == 1
     per_class = [_read_images(folder, grey) for folder in folders]
     counts = {len(images) for images in per_class}
@@ -115,4 +124,9 @@ def _read_images(folder, grey) -> np.ndarray:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "", name.lower())
+    return re.sub(r"[\W_]+", "", name.casefold()) or name
+
+
+def _natural(path: Path) -> list:
+    """Sorts 2 before 10."""
+    return [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", path.name)]

@@ -31,17 +31,18 @@ from ot_dd.training import fit, make_state, make_step
 from ot_dd.workdir import WorkDir
 
 
-def prepare(config, workdir: WorkDir) -> Prepared:
+def prepare(config, workdir: WorkDir, loaded=None) -> Prepared:
     """Loads the data and trains, or restores, every network of the pipeline.
 
     Args:
       config: the whole config.
       workdir: where networks are kept.
+      loaded: what `load_data` returned, if it has been called.
 
     Returns:
       The `Prepared` inputs of the later stages.
     """
-    dataset, train, data_key = _load(config)
+    dataset, train, data_key = loaded or load_data(config)
     check_shapes(config, dataset.train.images.shape[1:], len(dataset.class_names))
 
     def classifier(name):
@@ -82,6 +83,8 @@ def prepare(config, workdir: WorkDir) -> Prepared:
         teachers=teachers,
         surrogate=surrogate,
         key=fingerprint(data_key, ae_key, dn_key, list(teacher_key), su_key),
+        data_key=data_key,
+        teacher_keys=teacher_key,
         facts={
             "teachers": list(teacher_facts),
             "autoencoder": {k: v for k, v in ae_note.items() if k != "curve"},
@@ -102,18 +105,19 @@ def prepare(config, workdir: WorkDir) -> Prepared:
     )
 
 
-def prepare_teachers(config, workdir: WorkDir, count: int) -> Prepared:
+def prepare_teachers(config, workdir: WorkDir, count: int, loaded=None) -> Prepared:
     """Loads the data and trains, or restores, the first teachers and nothing else.
 
     Args:
       config: the whole config.
       workdir: where networks are kept.
       count: how many teachers.
+      loaded: what `load_data` returned, if it has been called.
 
     Returns:
       A `Prepared` without autoencoder, latents, denoiser and surrogate.
     """
-    dataset, train, data_key = _load(config)
+    dataset, train, data_key = loaded or load_data(config)
     with side_by_side(workdir.metrics.stop) as submit:
         jobs = [
             submit(_classifier, config, workdir, dataset, train, name, data_key)
@@ -123,13 +127,14 @@ def prepare_teachers(config, workdir: WorkDir, count: int) -> Prepared:
     return Prepared(
         dataset=dataset, autoencoder=None, latents=None, denoiser=None,
         teachers=tuple(teacher for teacher, _, _ in trained), surrogate=None,
-        key=fingerprint(data_key, [key for _, _, key in trained]),
+        key=fingerprint(data_key, [key for _, _, key in trained]), data_key=data_key,
+        teacher_keys=tuple(key for _, _, key in trained),
         facts={"teachers": [note for _, note, _ in trained]},
     )  # fmt: skip
 
 
-def _load(config):
-    """Returns the data set, its training images as floats, and its fingerprint."""
+def load_data(config):
+    """Returns the data set, its training images as floats with labels, and its key."""
     dataset = data.load(
         config.data.source, **_without(config.data, "source", "augment")
     )

@@ -64,8 +64,9 @@ def relabel(
     views = min(config.lia.views or epochs, epochs)
     seed = config.seed * 1000 + image_set.seed
     augment = augment_config(config.data.augment)
+    teacher_keys = list(prepared.teacher_keys[:teachers])
     key = fingerprint(
-        image_set.key, prepared.key, teachers, views, size, config.data.augment, seed
+        image_set.key, teacher_keys, views, size, config.data.augment, seed
     )
     if config.lia.mode == "online":
         return SoftLabels(None, teachers, seed, views, key)

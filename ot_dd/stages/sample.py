@@ -1,6 +1,6 @@
 """Stage 1b: the guided sampler makes `ipc` latents of every class (OTG)."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
-from ot_dd import diffusion
+from ot_dd import diffusion, platform
 from ot_dd.config import fingerprint, options
 from ot_dd.diffusion import SAMPLERS, Term, Transport, flow_process, sample_classes
 from ot_dd.diffusion.guidance import influence
@@ -151,7 +151,7 @@ def generate(config, prepared: Prepared, seed: int, terms, group: int, mesh=None
         targets = None
         if "influence" in names:
             targets = _targets(config, prepared, classes)
-        latents, trace = _run(
+        latents, trace = _compiled()(
             static,
             process,
             key,
@@ -201,7 +201,13 @@ def _real_gradients(surrogate, classes, batches):
     )
 
 
-@partial(jax.jit, static_argnums=0)
+@cache
+def _compiled():
+    """Returns `_run`, jitted for the machine that there is."""
+    options_ = platform.network_options()
+    return jax.jit(_run, static_argnums=0, compiler_options=options_)
+
+
 def _run(static, *operands):
     """Samples a batch of classes; the classes are split over the mesh, if there is one.
 

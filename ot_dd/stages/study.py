@@ -83,11 +83,35 @@ def make_set(
     return _real_set(config, workdir, prepared, name, seed)
 
 
+def make_sets(
+    config, workdir: WorkDir, prepared: Prepared, names, count: int, mesh=None
+) -> dict[str, list[ImageSet]]:
+    """Returns `{name: sets}`, `count` of each, or the one there is without a seed.
+
+    Args:
+      config: the whole config.
+      workdir: where sets are kept.
+      prepared: networks and real images.
+      names: as `make_set` takes them.
+      count: sets of each name.
+      mesh: devices for sampling and `refine`.
+    """
+    with side_by_side(workdir.metrics.stop) as submit:
+        jobs = {
+            name: [
+                submit(make_set, config, workdir, prepared, name, seed, mesh)
+                for seed in range(1 if name in WITHOUT_SEED else count)
+            ]
+            for name in names
+        }
+        return {name: [job.result() for job in jobs[name]] for name in names}
+
+
 def _real_set(config, workdir, prepared, name, seed):
     """Returns a baseline that chooses real images, or is made of them."""
     images, labels = prepared.dataset.train
     ipc, number = config.ipc, config.seed * 1000 + seed
-    chosen = "always alike" if name in _WITHOUT_SEED else (config.seed, seed)
+    chosen = "always alike" if name in WITHOUT_SEED else (config.seed, seed)
     key = fingerprint(prepared.key, name, ipc, chosen)
 
     def make():
@@ -131,20 +155,23 @@ def _by_features(choose):
 
     def make(prepared, labels, ipc, seed):
         images = to_float(jnp.asarray(prepared.dataset.train.images))
-        features = in_batches(_features, (prepared.teachers[0],), images)
+        features = in_batches(class_features, (prepared.teachers[0],), images)
         return {"rows": choose(features, labels, ipc, seed)}
 
     return make
 
 
-def _features(teacher, images):
+def class_features(teacher, images):
+    """Returns a teacher's features; a function of its own, so that it compiles once."""
     return teacher.features(images)
 
 
 def _el2n(prepared, labels, ipc, seed):
     images = to_float(jnp.asarray(prepared.dataset.train.images))
-    # The first checkpoint is the random initialisation.
-    checkpoints = jax.tree.map(lambda p: p[1:], prepared.surrogate.params)
+    # The first checkpoint is the random initialisation; there may be no other.
+    checkpoints = jax.tree.map(
+        lambda p: p[1:] if len(p) > 1 else p, prepared.surrogate.params
+    )
     surrogate = prepared.surrogate.replace(params=checkpoints)
     probabilities = in_batches(_probabilities, (surrogate,), images)
     scores = baselines.el2n_scores(probabilities.transpose(1, 0, 2), labels)
@@ -189,7 +216,8 @@ def _collage(prepared, labels, ipc, seed):
     return {"images": np.asarray(to_uint8(jnp.asarray(np.stack(made))))}
 
 
-_WITHOUT_SEED = ("herding", "kcenter", "el2n")
+# Sets that nothing random is in: one of each is all there are.
+WITHOUT_SEED = ("herding", "kcenter", "el2n")
 _MAKERS = {
     "random": _random,
     "random_decoded": _random,
@@ -220,15 +248,7 @@ def run_study(config, workdir: WorkDir, prepared: Prepared, mesh=None) -> Study:
     images_of = [n for n in settings.ablations if n in ("no_otg", "no_refine")]
     names = ["ot_dd", *settings.baselines, *images_of]
     teachers = choose_teachers(config, workdir, prepared, mesh)
-    with side_by_side(workdir.metrics.stop) as submit:
-        jobs = {
-            name: [
-                submit(make_set, config, workdir, prepared, name, seed, mesh)
-                for seed in range(settings.num_sets)
-            ]
-            for name in names
-        }
-        sets = {name: [job.result() for job in jobs[name]] for name in names}
+    sets = make_sets(config, workdir, prepared, names, settings.num_sets, mesh)
     plans = [(name, "hard", "", 0, {}) for name in names]
     plans += [(name, "soft", "", teachers, {}) for name in names]
     variants = {

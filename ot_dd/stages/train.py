@@ -79,7 +79,7 @@ def train(
         recipe = recipe_of(config, "hard" if soft is None else "soft", **changes)
         recipe_key = fingerprint(
             image_set.key, soft.key if soft else "", recipe, config.student.model, extra,
-            split, config.seed, config.data.validation_fraction, student_seed,
+            split, config.seed, prepared.data_key, student_seed,
         )  # fmt: skip
 
         def make():
@@ -122,8 +122,9 @@ def train(
             }
 
         record = workdir.json(f"student-{image_set.name}-{recipe_key}", make)
-        # The name is not part of the recipe: equal sets under two names differ in it.
-        return {**record, "set": image_set.name, "variant": variant}
+        # Names are not part of the recipe: equal sets differ in them.
+        own = {"set": image_set.name, "set_seed": image_set.seed, "variant": variant}
+        return {**record, **own}
 
     with side_by_side(workdir.metrics.stop) as submit:
         jobs = [

@@ -3,9 +3,10 @@
 Accuracies compare within one protocol only: the choice of labels, loss, epochs and batch
 size moves them by more than most methods do (RD3, arXiv 2509.19743; Hard Truths, arXiv
 2604.18811). A protocol sets the fields of `config.student` and `config.data.augment`
-that it names; the rest stays the config's.
+that it names; the rest, such as whether images may be mirrored, stays the config's.
 """
 
+import math
 from typing import Any, NamedTuple
 
 from ot_dd.config import ConfigError, nearest
@@ -43,7 +44,7 @@ class Protocol(NamedTuple):
 
 _ANY = 10**9
 _ADAMW = {"optimiser": "adamw", "weight_decay": 0.01, "decays": ()}
-_RANDOM_CROP = {"crop_scale": (0.5, 1.0), "shift": 0, "flip": True, "jitter": 0.0}
+_RANDOM_CROP = {"crop_scale": (0.5, 1.0), "shift": 0, "jitter": 0.0}
 
 PROTOCOLS = {
     "dc_hard": Protocol(
@@ -53,7 +54,7 @@ PROTOCOLS = {
             "optimiser": "sgd", "learning_rate": 0.01, "weight_decay": 5e-4,
             "decays": ((0.5, 0.1),), "batch_size": 256, "ema": 0.0,
         },
-        augment={"cutmix": 0.0, "shift": 2, "flip": True, "jitter": 0.0},
+        augment={"cutmix": 0.0, "shift": 2, "jitter": 0.0},
         students=("convnet3",),
         teachers=0,
         source="DC and DSA (Zhao & Bilen 2021): SGD 0.01, a tenth after half of 1,000 "
@@ -150,7 +151,9 @@ def apply_protocol(config, name: str, *, ipc: int, classes: int, epochs: int = 0
     protocol = get_protocol(name)
     config.student.update(protocol.student)
     config.data.augment.update(protocol.augment)
-    batches, _ = batches_per_epoch(ipc * classes, config.student.batch_size)
-    config.student.steps = (epochs or protocol.epochs_for(ipc)) * batches
+    _, size = batches_per_epoch(ipc * classes, config.student.batch_size)
+    # As many images as in that many passes: batches here are whole ones.
+    images = (epochs or protocol.epochs_for(ipc)) * ipc * classes
+    config.student.steps = math.ceil(images / size)
     config.student.evaluations = min(config.student.evaluations, config.student.steps)
     return protocol

@@ -39,5 +39,7 @@ def test_auto_takes_the_ensemble_that_teaches_best(ready, factors, best):
     """A wrong teacher ruins the mean of logits, as second, or as first and alone."""
     work, prepared = ready
     teachers = tuple(scaled(prepared.teachers[0], factor) for factor in factors)
-    altered = prepared._replace(teachers=teachers, key=f"{prepared.key}-{best}")
+    altered = prepared._replace(
+        teachers=teachers, teacher_keys=tuple(map(str, factors)), key=f"altered-{best}"
+    )
     assert choose_teachers(config(), work, altered) == best

