@@ -19,8 +19,8 @@ def network_options() -> dict[str, str] | None:
     """Returns what `jax.jit(compiler_options=...)` takes for programs that are networks.
 
     On a CPU XLA would join normalisation, matrix product and activation into single
-    calls of its YNN library: a transformer takes half as long again with them
-    (`benchmarks/dit.py`), while Sinkhorn's passes gain a little.
+    calls of its YNN library: a transformer is clearly slower with them, while
+    Sinkhorn's passes gain a little.
     """
     if backend() != "cpu":
         return None

@@ -195,3 +195,39 @@ def test_exact_refuses_what_has_no_plan():
         ot.exact(np.ones((2, 2)), [1.5, -0.5], [0.5, 0.5])
     with pytest.raises(ValueError, match="points on both sides"):
         ot.exact(np.ones((0, 2)))
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 0.01])
+def test_a_kernel_out_of_range_has_finite_gradients(epsilon):
+    """Unrolled, a kernel that leaves its range holds the last state that was safe."""
+    x, y = clouds(40, 50, 3)
+
+    def value(x, method):
+        return ot.solve_sample(
+            x, y, epsilon=epsilon, num_iters=60, grad="unroll", method=method
+        ).value
+
+    gradient = jax.grad(value)(x, "kernel")
+    assert jnp.isfinite(gradient).all()
+    if epsilon == 0.1:  # In range with a new kernel every 40 iterations.
+        np.testing.assert_allclose(gradient, jax.grad(value)(x, "log"), atol=1e-4)
+
+
+def test_a_kernel_is_made_anew_where_it_leaves_its_range():
+    """Potentials move by more than one kernel holds; `n_iters` counts what was run."""
+    x, y = clouds(40, 50, 3)
+    options = {"epsilon": 0.05, "num_iters": 200}
+    kernel, log = (
+        ot.solve_sample(x, y, method=method, **options) for method in ("kernel", "log")
+    )
+    np.testing.assert_allclose(kernel.value, log.value, rtol=1e-4)
+    assert kernel.n_iters == log.n_iters == 200
+
+
+def test_held_potentials_have_no_gradient_in_epsilon():
+    x, y = clouds(40, 50, 3)
+
+    def total(epsilon):
+        return ot.solve_sample(x, y, epsilon=epsilon, num_iters=50).potentials[0].sum()
+
+    assert jax.grad(total)(0.3) == 0

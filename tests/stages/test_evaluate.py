@@ -146,8 +146,8 @@ def test_a_folder_that_does_not_fit_is_named(tmp_path, dataset, spoil, message):
         read_image_set(root, dataset, name="theirs")
 
 
-@pytest.mark.parametrize("name", list(PROTOCOLS))
-def test_every_protocol_trains(tmp_path_factory, dataset, name):
+@pytest.mark.parametrize("name", ["dc_hard", "minimax_hard", "edc_soft", "rd3"])
+def test_a_protocol_trains(tmp_path_factory, dataset, name):
     """At a few passes; the teachers are trained once for all of them."""
     shared = tmp_path_factory.getbasetemp() / "evaluate"
     folder = shared / "set"
@@ -189,21 +189,6 @@ def test_protocols_say_what_their_sources_say():
     apply_protocol(made, "rd3", ipc=50, classes=10)
     assert (made.student.steps, made.student.optimiser) == (400 * 10, "adam")
     assert not made.data.augment.flip  # digits may not be mirrored, whatever the recipe
-
-
-def test_baselines_are_made_and_compared(tmp_path):
-    names = (
-        "random", "kmeans_features", "herding", "kcenter", "el2n", "collage",
-        "prototypes", "quantised",
-    )  # fmt: skip
-    found = evaluate(
-        config(), tmp_path, protocol="dc_hard", baselines=names, sets=1,
-        students=(STUDENT,), seeds=1, epochs=300,
-    )  # fmt: skip
-    reached = {r["set"]: r["accuracy"] for r in found["records"]}
-    assert tuple(reached) == names
-    # Quarters of 8 x 8 digits are hardly digits: collages are for larger images.
-    assert reached.pop("collage") > 0.12 and min(reached.values()) > 0.25, reached
 
 
 @pytest.mark.parametrize(
@@ -262,24 +247,35 @@ def test_the_command_prints_and_writes(tmp_path, dataset):
 def test_the_table_has_every_set_and_prints(tmp_path):
     """`benchmarks.table` at its smallest, then Markdown from its JSON."""
     path = tmp_path / "table.json"
+    names = (
+        "no_refine", "random", "kmeans_features", "herding", "kcenter", "el2n",
+        "collage", "prototypes", "quantised",
+    )  # fmt: skip
     command = [
         sys.executable, "-m", "benchmarks.table", "--config=configs/digits.py:debug",
-        f"--workdir={tmp_path / 'work'}", "--ipc=2", "--protocols=dc_hard,rd3",
-        "--students=mlp", "--names=no_refine,random,herding", "--sets=2", "--seeds=1",
-        "--epochs=5", f"--json={path}",
+        f"--workdir={tmp_path / 'work'}", "--ipc=3", "--protocols=dc_hard",
+        "--students=mlp", f"--names={','.join(names)}", "--sets=2", "--seeds=1",
+        "--epochs=200", f"--json={path}",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found = json.loads(path.read_text())
-    # Nothing random is in herding: there is one set of it.
-    assert len(found["table"]) == 2 * (2 + 2 + 1)
     (part,) = found["geometry"]
-    assert [(s["set"], s["set_seed"]) for s in part["sets"]] == [
-        ("no_refine", 0), ("no_refine", 1), ("random", 0), ("random", 1), ("herding", 0),
-    ]  # fmt: skip
+    # Nothing random is in herding, k-center and EL2N: there is one set of each.
+    wanted = [
+        (name, seed)
+        for name in names
+        for seed in range(1 if name in ("herding", "kcenter", "el2n") else 2)
+    ]
+    assert [(s["set"], s["set_seed"]) for s in part["sets"]] == wanted
+    assert [(r["set"], r["set_seed"]) for r in found["table"]] == wanted
+    reached = {r["set"]: r["accuracy"] for r in found["table"]}
+    del reached["no_refine"]  # A diffusion model of six steps: noise.
+    # Quarters of 8 x 8 digits are hardly digits: collages are for larger images.
+    assert reached.pop("collage") > 0.12 and min(reached.values()) > 0.25, reached
     printed = subprocess.run(
         [sys.executable, "docs/tables.py", str(path)],
         capture_output=True, text=True, cwd=ROOT, check=True,
     ).stdout  # fmt: skip
-    assert "**2 per class**" in printed and "| real images by herding |" in printed
-    assert "rank correlation with rd3, `mlp`" in printed
+    assert "**3 per class**" in printed and "| real images by herding |" in printed
+    assert "rank correlation with dc_hard, `mlp`" in printed
