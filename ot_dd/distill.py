@@ -23,6 +23,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from ot_dd.command import exit_code
 from ot_dd.config import ConfigError, validate
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -120,17 +121,7 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
     workdir = Path(_WORKDIR.value or Path("out") / config.name)
-    try:
-        run(config, workdir, tuple(_STAGES.value))
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("OT_DD_DEBUG"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: run(config, workdir, tuple(_STAGES.value)))
 
 
 if __name__ == "__main__":

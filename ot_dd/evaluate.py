@@ -22,6 +22,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from ot_dd.command import exit_code
+
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -60,38 +62,30 @@ def main(argv):
         print(f"unexpected argument {argv[1]!r}: see --help", file=sys.stderr)
         return 2
     logging.set_verbosity(logging.WARNING)
-    from ot_dd.stages.evaluation import evaluate
+    return exit_code(_judge)
 
-    config = _CONFIG.value
-    workdir = Path(_WORKDIR.value or Path("out") / config.name)
-    try:
-        found = evaluate(
-            config,
-            workdir,
-            protocol=_PROTOCOL.value,
-            distilled=tuple(_DISTILLED.value),
-            baselines=tuple(_BASELINES.value),
-            sets=_SETS.value,
-            students=tuple(_STUDENTS.value),
-            seeds=_SEEDS.value,
-            epochs=_EPOCHS.value,
-            split=_SPLIT.value,
-        )
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("OT_DD_DEBUG"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
+
+def _judge():
     from ot_dd.checkpoint import write_json
+    from ot_dd.stages.evaluation import evaluate
     from ot_dd.stages.report import print_table, summarise
 
+    config = _CONFIG.value
+    found = evaluate(
+        config,
+        Path(_WORKDIR.value or Path("out") / config.name),
+        protocol=_PROTOCOL.value,
+        distilled=tuple(_DISTILLED.value),
+        baselines=tuple(_BASELINES.value),
+        sets=_SETS.value,
+        students=tuple(_STUDENTS.value),
+        seeds=_SEEDS.value,
+        epochs=_EPOCHS.value,
+        split=_SPLIT.value,
+    )
     print_table(summarise(found["records"], found["sets"]))
     if _JSON.value:
         write_json(Path(_JSON.value), found)
-    return 0
 
 
 if __name__ == "__main__":

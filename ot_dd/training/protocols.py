@@ -43,7 +43,14 @@ class Protocol(NamedTuple):
 
 
 _ANY = 10**9
-_ADAMW = {"optimiser": "adamw", "weight_decay": 0.01, "decays": ()}
+_ADAMW = {
+    "optimiser": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01, "decays": (),
+    "zeta": 2.0, "batch_size": 50,
+}  # fmt: skip
+_KL = _ADAMW | {
+    "ema": 0.0, "ce_weight": 0.0, "mse_weight": 0.0, "ot_weight": 0.0, "kl_weight": 1.0,
+    "kl_temperature": 20.0,
+}  # fmt: skip
 _RANDOM_CROP = {"crop_scale": (0.5, 1.0), "shift": 0, "jitter": 0.0}
 
 PROTOCOLS = {
@@ -78,8 +85,7 @@ PROTOCOLS = {
         epochs=((_ANY, 300),),
         student=_ADAMW
         | {
-            "learning_rate": 1e-3, "zeta": 2.0, "batch_size": 50, "ema": 0.99,
-            "ce_weight": 0.025, "mse_weight": 1.0, "kl_weight": 0.0,
+            "ema": 0.99, "ce_weight": 0.025, "mse_weight": 1.0, "kl_weight": 0.0,
         },
         augment=_RANDOM_CROP | {"cutmix": 1.0, "cutmix_alpha": 1.0},
         students=("resnet18", "mobilenet_v2", "swin_t"),
@@ -90,12 +96,7 @@ PROTOCOLS = {
     "rded_soft": Protocol(
         labels="soft",
         epochs=((_ANY, 300),),
-        student=_ADAMW
-        | {
-            "learning_rate": 1e-3, "zeta": 2.0, "batch_size": 50, "ema": 0.0,
-            "ce_weight": 0.0, "mse_weight": 0.0, "ot_weight": 0.0, "kl_weight": 1.0,
-            "kl_temperature": 20.0,
-        },
+        student=_KL,
         augment=_RANDOM_CROP | {"cutmix": 1.0, "cutmix_alpha": 1.0},
         students=("resnet18",),
         teachers=1,
@@ -105,12 +106,7 @@ PROTOCOLS = {
     "rd3": Protocol(
         labels="soft",
         epochs=((_ANY, 400),),
-        student={
-            "optimiser": "adam", "learning_rate": 1e-3, "weight_decay": 0.0,
-            "decays": (), "zeta": 2.0, "batch_size": 50, "ema": 0.0, "ce_weight": 0.0,
-            "mse_weight": 0.0, "ot_weight": 0.0, "kl_weight": 1.0,
-            "kl_temperature": 20.0,
-        },
+        student=_KL | {"optimiser": "adam", "weight_decay": 0.0},
         augment=_RANDOM_CROP | {"cutmix": 1.0, "cutmix_alpha": 1.0},
         students=("resnet18",),
         teachers=1,
