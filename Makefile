@@ -16,12 +16,14 @@ table-fast: .venv/installed
 	$(BIN)/python -m benchmarks.table --config=configs/digits.py --workdir=out/digits \
 	    --ipc=10 --epochs=100 --students=convnet:width=32:depth=2,mlp \
 	    --json=docs/results/table_digits.json
+	$(BIN)/python docs/tables.py --page=docs/results.md
 
 table: .venv/installed
 	$(BIN)/python -m benchmarks.table --config=configs/fashion_mnist.py \
 	    --workdir=out/fashion_mnist --ipc=1,10,50 \
 	    --students=convnet3,resnet18:stem=cifar,mobilenet_v2 \
 	    --json=docs/results/table_fashion_mnist.json
+	$(BIN)/python docs/tables.py --page=docs/results.md
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

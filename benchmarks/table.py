@@ -11,10 +11,12 @@ makes what is missing. `python docs/tables.py` prints the JSON as Markdown.
 import copy
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
@@ -26,43 +28,97 @@ from ot_dd.checkpoint import write_json
 from ot_dd.config import fingerprint
 from ot_dd.parallel import data_mesh
 from ot_dd.stages import plan
+from ot_dd.stages._summary import paired_difference
 from ot_dd.stages.artifacts import to_float
 from ot_dd.stages.evaluation import evaluate
 from ot_dd.stages.prepare import in_batches, prepare
-from ot_dd.stages.study import class_features, make_sets
+from ot_dd.stages.relabel import teachers_for
+from ot_dd.stages.sets import class_features, make_sets
 from ot_dd.workdir import WorkDir
 
+OURS = ("ot_dd", *plan.CHANGES)
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py")
 _WORKDIR = flags.DEFINE_string("workdir", "out/digits", "Where everything is kept.")
 _IPC = flags.DEFINE_list("ipc", ["10"], "Images per class.")
 _PROTOCOLS = flags.DEFINE_list("protocols", ["dc_hard", "edc_soft"], "Their names.")
 _STUDENTS = flags.DEFINE_list("students", [], "Networks; default the protocol's.")
-_NAMES = flags.DEFINE_list(
-    "names", ["ot_dd", "no_otg", "no_refine", *plan.BASELINES], "Sets to compare."
-)
+_NAMES = flags.DEFINE_list("names", [*OURS, *plan.BASELINES], "Sets to compare.")
 _SETS = flags.DEFINE_integer("sets", 3, "Sets of each kind.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Students of each set.")
 _EPOCHS = flags.DEFINE_integer("epochs", 0, "Passes instead of the protocols'.")
 _JSON = flags.DEFINE_string("json", "", "Where the table is written.")
 
 
-def describe_set(work, prepared, image_set, real) -> dict[str, float]:
-    """Returns the geometry of a set in the first teacher's features, mean of classes."""
+class Real(NamedTuple):
+    """What teachers say of held-out images, class by class.
+
+    Attributes:
+      features: of the first teacher, `[n, d]` of each class.
+      labels: mean probabilities of the ensemble, `[n, classes]` of each class.
+      teachers: the ensemble.
+    """
+
+    features: list[np.ndarray]
+    labels: list[np.ndarray]
+    teachers: tuple
+
+
+def probabilities(teachers, images):
+    """Returns the ensemble's labels as probabilities `[b, classes]`."""
+    return jax.nn.softmax(sum(teacher(images) for teacher in teachers) / len(teachers))
+
+
+def describe_real(prepared, count: int) -> Real:
+    """Returns features and labels of the held-out images."""
+    images, labels = prepared.dataset.test
+    images, teachers = to_float(jnp.asarray(images)), prepared.teachers[:count]
+    both = (
+        in_batches(class_features, (prepared.teachers[0],), images),
+        in_batches(probabilities, (teachers,), images),
+    )
+    classes = range(len(prepared.dataset.class_names))
+    return Real(*([v[labels == c] for c in classes] for v in both), teachers)
+
+
+def describe_set(work, prepared, image_set, real: Real) -> dict[str, float]:
+    """Returns the geometry of a set in the first teacher's features, mean of classes.
+
+    `transport` and `label_gap` estimate what the stages of the method are to lower: the
+    distance of images, and of labels; `logit_gap`, beside them in the table, is that of
+    a student's logits to its labels.
+    """
 
     def make():
-        pixels, _ = image_set.flat()
-        features = in_batches(
-            class_features, (prepared.teachers[0],), to_float(jnp.asarray(pixels))
-        )
-        own = features.reshape(*image_set.images.shape[:2], -1)
-        classes = [geometry.describe_class(r, s) for r, s in zip(real, own)]
+        shape = image_set.images.shape[:2]
+        images = to_float(jnp.asarray(image_set.flat()[0]))
+        features = in_batches(class_features, (prepared.teachers[0],), images)
+        own = features.reshape(*shape, -1)
+        labels = in_batches(probabilities, (real.teachers,), images).reshape(*shape, -1)
+        classes = [geometry.describe_class(r, s) for r, s in zip(real.features, own)]
         means = {k: float(np.mean([c[k] for c in classes])) for k in classes[0]}
-        return means | {
-            "frechet": geometry.frechet_distance(np.concatenate(real), features)
-        }
+        gaps = [geometry.label_gap(r, s) for r, s in zip(real.labels, labels)]
+        frechet = geometry.frechet_distance(np.concatenate(real.features), features)
+        return means | {"frechet": frechet, "label_gap": float(np.mean(gaps))}
 
-    key = fingerprint(image_set.key, prepared.key)
+    key = fingerprint(image_set.key, prepared.key, len(real.teachers))
     return work.json(f"geometry-{image_set.name}-{image_set.seed}-{key}", make)
+
+
+def set_cost(work, name: str) -> dict[str, float]:
+    """Returns the seconds and operations that a set of this name took, on average."""
+    parts = {
+        **{method: ("sample-guided", f"refine-{method}") for method in OURS},
+        **{own: (f"sample-{own}",) for own in ("diffusion", "igd", "minimax")},
+    }.get(name, (name,))  # fmt: skip
+
+    def total(numbers):
+        found = 0.0
+        for part in parts:
+            own = [v for k, v in numbers.items() if k.startswith(part + "-")]
+            found += float(np.mean(own)) if own else 0.0
+        return found
+
+    return {"seconds": round(total(work.seconds()), 1), "flops": total(work.flops())}
 
 
 def correlations(rows: list[dict]) -> dict[str, dict[str, float]]:
@@ -81,23 +137,36 @@ def correlations(rows: list[dict]) -> dict[str, dict[str, float]]:
     return found
 
 
+def differences(records: list[dict]) -> dict[str, dict[str, dict]]:
+    """Returns how far each set is from the full method, in points, paired by seeds."""
+    columns: dict = {}
+    for r in records:
+        runs = columns.setdefault(f"{r['protocol']} {r['student']}", {})
+        seeds = (r["set_seed"], r["student_seed"])
+        runs.setdefault(r["set"], {})[seeds] = 100 * r["accuracy"]
+    found: dict = {}
+    for column, runs in columns.items():
+        for name in runs:
+            if name == "ot_dd" or "ot_dd" not in runs:
+                continue
+            difference = paired_difference(runs[name], runs["ot_dd"])
+            found.setdefault(name, {})[column] = {
+                "mean": difference.mean, "low": difference.low, "high": difference.high,
+            }  # fmt: skip
+    return found
+
+
 def main(_):
     """Runs every protocol, then writes records, geometry and correlations."""
     logging.set_verbosity(logging.WARNING)
     work = WorkDir(Path(_WORKDIR.value))
     report: dict = {"table": [], "geometry": [], "protocols": {}}
+    every: list[dict] = []
     for ipc in map(int, _IPC.value):
         config = copy.deepcopy(_CONFIG.value)
         config.ipc = ipc
         prepared = prepare(config, work)
-        features = in_batches(
-            class_features,
-            (prepared.teachers[0],),
-            to_float(jnp.asarray(prepared.dataset.test.images)),
-        )
-        labels = prepared.dataset.test.labels
-        classes = range(len(prepared.dataset.class_names))
-        real = [features[labels == c] for c in classes]
+        real = describe_real(prepared, teachers_for(config, ipc))
         records = []
         for protocol in _PROTOCOLS.value:
             found = evaluate(
@@ -110,34 +179,40 @@ def main(_):
                 k: found[k] for k in ("protocol_source", "protocol_epochs", "teachers")
             }
             report["versions"] = found["versions"]
-        rows = []
+        rows: list[dict] = []
         sets = make_sets(config, work, prepared, _NAMES.value, _SETS.value, data_mesh())
         for name, several in sets.items():
             for seed, made in enumerate(several):
+                own = [r for r in records if (r["set"], r["set_seed"]) == (name, seed)]
                 reached: dict = {}
-                for r in records:
-                    if (r["set"], r["set_seed"]) == (name, seed):
-                        column = f"{r['protocol']} {r['student']}"
-                        reached.setdefault(column, []).append(r["accuracy"])
+                for r in own:
+                    column = f"{r['protocol']} {r['student']}"
+                    reached.setdefault(column, []).append(r["accuracy"])
+                described = dict(describe_set(work, prepared, made, real))
+                gaps = [r["logit_transport"] for r in own if r["labels"] == "soft"]
+                if gaps:
+                    described["logit_gap"] = float(np.mean(gaps))
                 rows.append(
                     {
-                        "set": name, "set_seed": seed, "ipc": ipc,
-                        "geometry": describe_set(work, prepared, made, real),
+                        "set": name, "set_seed": seed, "ipc": ipc, "geometry": described,
                         "accuracy": {k: float(np.mean(v)) for k, v in reached.items()},
                     }
                 )  # fmt: skip
-        report["geometry"].append(
-            {"ipc": ipc, "sets": rows, "correlations": correlations(rows)}
-        )
+        every += rows
+        part = {"ipc": ipc, "sets": rows, "correlations": correlations(rows)}
+        part["differences"] = differences(records)
+        part["cost"] = {name: set_cost(work, name) for name in sets}
+        report["geometry"].append(part)
         report["table"] += [
             {k: v for k, v in record.items() if k != "curve"} for record in records
         ]
-    report |= {
-        "epochs_changed_to": _EPOCHS.value or None,
-        "titles": {name: plan.TITLES[name] for name in _NAMES.value},
-    }
-    if _JSON.value:
-        write_json(Path(_JSON.value), report)
+        report |= {
+            "correlations_of_all": correlations(every),
+            "epochs_changed_to": _EPOCHS.value or None,
+            "titles": {name: plan.TITLES[name] for name in _NAMES.value},
+        }
+        if _JSON.value:  # What there is so far: the next size may take hours.
+            write_json(Path(_JSON.value), report)
 
 
 if __name__ == "__main__":

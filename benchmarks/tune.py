@@ -25,7 +25,7 @@ from ot_dd.config import validate
 from ot_dd.parallel import data_mesh, side_by_side
 from ot_dd.stages.prepare import prepare
 from ot_dd.stages.relabel import relabel, teachers_for
-from ot_dd.stages.study import make_set
+from ot_dd.stages.sets import make_set
 from ot_dd.stages.train import train
 from ot_dd.workdir import WorkDir
 

@@ -90,12 +90,21 @@ def base(name: str) -> ConfigDict:
             optimise="latents", rank=0, steps=200, learning_rate=0.05, clip=0.0,
             features=("fresh:convnet",), width=48, depth=3, divergence="sinkhorn",
             cost_fn="sqeuclidean", epsilon=10.0, num_iters=20, real_batch=64,
+            # epsilon_end: where epsilon goes to, geometrically (0: it stays); tau: how
+            # strictly marginals are kept (1: balanced); pool: networks of every kind
+            # that are not trained, whose features of all real images are kept, for
+            # real batches of thousands (0: new networks in every step).
+            epsilon_end=0.0, tau=1.0, pool=0,
             # views: augmented copies of every synthetic image in a step; anchor_weight: of
             # the squared way from the start; class_weight: of the cross-entropy of the
             # trained networks among `features` (IDM: Zhao et al., CVPR 2023).
             views=1, anchor_weight=0.0, class_weight=0.0, save_every=50,
         )
     )  # fmt: skip
+    config.parallel = ConfigDict(
+        # replicate, or fsdp: parameters and optimiser states split over the devices.
+        dict(strategy="replicate")
+    )
     config.lia = ConfigDict(
         # (least IPC, teachers) pairs: the last whose IPC is not above the run's.
         dict(

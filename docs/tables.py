@@ -1,9 +1,15 @@
 """Prints the Markdown tables of README and docs from the committed JSON files.
 
 python docs/tables.py docs/results/digits.json | docs/results/table_digits.json | ...
+
+With --page=docs/results.md it writes each table into the page instead, between the lines
+`<!-- docs/results/table_digits.json -->` and `<!-- end -->`.
 """
 
+import contextlib
+import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -51,8 +57,11 @@ def comparison(found: dict) -> None:
         print(f"**{ipc} per class**\n\n| set | {' | '.join(titles)} |")
         print(f"|{'---|' * (1 + len(columns))}")
         for name, row in cells.items():
-            scores = " | ".join(percent(row[column]) for column in columns)
-            print(f"| {found['titles'][name]} | {scores} |")
+            scores = [
+                percent(row[column]) + gap(part, name, " ".join(column))
+                for column in columns
+            ]
+            print(f"| {found['titles'][name]} | {' | '.join(scores)} |")
         names = list(part["sets"][0]["geometry"])
         print(f"\n| set | {' | '.join(names)} |\n|{'---|' * (1 + len(names))}")
         for name in cells:
@@ -61,9 +70,60 @@ def comparison(found: dict) -> None:
             print(f"| {found['titles'][name]} | {' | '.join(values)} |")
         for protocol, student in columns:
             ranks = [part["correlations"][k][f"{protocol} {student}"] for k in names]
-            shown = " | ".join(f"{rank:+.2f}" for rank in ranks)
-            print(f"| *rank correlation with {protocol}, `{student}`* | {shown} |")
+            print(
+                f"| *rank correlation with {protocol}, `{student}`* | {signs(ranks)} |"
+            )
+        print("\n| set | seconds | GFLOP |\n|---|---|---|")
+        for name, cost in part["cost"].items():
+            operations = f"{cost['flops'] / 1e9:,.0f}" if cost["flops"] else ""
+            print(f"| {found['titles'][name]} | {cost['seconds']} | {operations} |")
+        print("\n| student | GFLOP | seconds |\n|---|---|---|")
+        for protocol, student in columns:
+            own = [
+                r for r in found["table"]
+                if (r["protocol"], r["student"], r["ipc"]) == (protocol, student, ipc)
+            ]  # fmt: skip
+            seconds = np.mean([r["seconds"] for r in own])
+            operations = f"{own[0]['flops'] / 1e9:,.0f}"
+            print(f"| {protocol}, `{student}` | {operations} | {seconds:.0f} |")
         print()
+    if len(found["geometry"]) > 1:
+        ranks_of = found["correlations_of_all"]
+        print("**Rank correlation with accuracy, over the sets of every size**\n")
+        print(f"| | {' | '.join(ranks_of)} |\n|{'---|' * (1 + len(ranks_of))}")
+        for protocol, student in columns:
+            ranks = [ranks_of[k][f"{protocol} {student}"] for k in ranks_of]
+            print(f"| {protocol}, `{student}` | {signs(ranks)} |")
+
+
+def signs(ranks) -> str:
+    """Returns correlations as the cells of a row."""
+    return " | ".join(f"{rank:+.2f}" for rank in ranks)
+
+
+def gap(part: dict, name: str, column: str) -> str:
+    """Returns " (-6.4*)": the paired difference from the full method, in points.
+
+    The asterisk is for a 95 % interval over sets that excludes zero.
+    """
+    found = part["differences"].get(name, {}).get(column)
+    if found is None:
+        return ""
+    clear = found["low"] is not None and not found["low"] <= 0 <= found["high"]
+    return f" ({found['mean']:+.1f}{'*' if clear else ''})"
+
+
+def write_page(page: Path) -> None:
+    """Writes every table that a page names into it."""
+
+    def table(match):
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text):
+            main(Path(match[1]))
+        return f"<!-- {match[1]} -->\n{text.getvalue().strip()}\n<!-- end -->"
+
+    pattern = r"<!-- (\S+\.json) -->\n.*?<!-- end -->"
+    page.write_text(re.sub(pattern, table, page.read_text(), flags=re.DOTALL))
 
 
 def main(path: Path) -> None:
@@ -98,4 +158,8 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    argument = sys.argv[1]
+    if argument.startswith("--page="):
+        write_page(Path(argument.removeprefix("--page=")))
+    else:
+        main(Path(argument))

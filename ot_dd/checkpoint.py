@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from ot_dd.parallel import agree, is_leader
+
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 # Orbax numbers the save operations of a process, and the parts of a save that run in the
@@ -66,7 +68,12 @@ class Checkpoints:
 
     def finished(self) -> dict | None:
         """Returns the note of `finish`, or None while the run is not complete."""
-        return read_json(self.directory / "finished.json")
+        path = self.directory / "finished.json"
+        return read_json(path) if agree(path.exists()) else None
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether one of several processes was told to end, agreed on by all."""
+        return jax.process_count() > 1 and self._manager.reached_preemption(step)
 
     def close(self) -> None:
         """Waits for pending writes and closes the manager."""
@@ -81,10 +88,10 @@ class Checkpoints:
                 _writing = None
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, everyone: bool = False) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never a part."""
     text = json.dumps(value, indent=1, sort_keys=False, allow_nan=False)
-    write_atomic(path, lambda file: file.write(text.encode()))
+    write_atomic(path, lambda file: file.write(text.encode()), everyone=everyone)
 
 
 def read_json(path: Path) -> Any | None:
@@ -92,8 +99,13 @@ def read_json(path: Path) -> Any | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def write_atomic(path: Path, write) -> None:
-    """Calls `write(binary_file)` on a temporary file, syncs it, renames it to `path`."""
+def write_atomic(path: Path, write, *, everyone: bool = False) -> None:
+    """Calls `write(binary_file)` on a temporary file, syncs it, renames it to `path`.
+
+    Of several processes the first one writes, or every one that calls.
+    """
+    if not (everyone or is_leader()):
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -72,6 +72,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
       ConfigError: naming the first field that cannot be.
     """
     from ot_dd import models  # here, so that reading a config needs no JAX
+    from ot_dd.parallel import STRATEGIES
     from ot_dd.stages import plan
 
     def need(condition, field, found, want):
@@ -118,6 +119,23 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "refine.optimise",
         config.refine.optimise,
         f"must be one of {plan.REFINE_TARGETS}",
+    )
+    refine = config.refine
+    ranges = {
+        "epsilon": (refine.epsilon > 0, "must be above 0, in mean costs"),
+        "epsilon_end": (refine.epsilon_end >= 0, "must be above 0, or 0 to stay"),
+        "tau": (0 < refine.tau <= 1, "must be above 0 and at most 1 (balanced)"),
+        "real_batch": (refine.real_batch >= 1, "must be at least 1"),
+        "views": (refine.views >= 1, "must be at least 1"),
+        "pool": (refine.pool >= 0, "must be 0 (new networks) or more"),
+    }
+    for field, (possible, want) in ranges.items():
+        need(possible, f"refine.{field}", refine[field], want)
+    need(
+        config.parallel.strategy in STRATEGIES,
+        "parallel.strategy",
+        config.parallel.strategy,
+        f"must be one of {STRATEGIES}",
     )
     for term in config.guidance.terms:
         want = f"known are {plan.TERMS}{nearest(term, plan.TERMS)}"

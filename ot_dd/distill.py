@@ -36,6 +36,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Where everything is kept; default out/<name of the config>."
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "host:port of the first of several processes; else found out."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which one this is, from 0.")
 _STAGES = flags.DEFINE_list(
     "stages", [], "Run only these stages, on what earlier runs prepared; default all."
 )
@@ -61,7 +66,8 @@ def run(config, workdir: Path, stages: tuple[str, ...] = ()) -> dict:
     from ot_dd.stages.distilled import write_distilled
     from ot_dd.stages.prepare import describe, prepare
     from ot_dd.stages.results import write_config, write_results
-    from ot_dd.stages.study import distil, run_study
+    from ot_dd.stages.sets import distil
+    from ot_dd.stages.study import run_study
     from ot_dd.workdir import WorkDir
 
     for stage in stages:
@@ -121,7 +127,14 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
     workdir = Path(_WORKDIR.value or Path("out") / config.name)
-    return exit_code(lambda: run(config, workdir, tuple(_STAGES.value)))
+
+    def work():
+        from ot_dd.parallel import start_processes
+
+        start_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        run(config, workdir, tuple(_STAGES.value))
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

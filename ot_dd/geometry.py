@@ -64,6 +64,20 @@ def frechet_distance(real: np.ndarray, synthetic: np.ndarray) -> float:
     return float(means @ means + traces - 2 * np.sqrt(np.clip(mixed, 0, None)).sum())
 
 
+def label_gap(real: np.ndarray, synthetic: np.ndarray) -> float:
+    """Returns the exact transport cost between two sets' labels, by total variation.
+
+    Zero when the labels of a class are as mixed on synthetic images as on real ones,
+    one when they have no class in common.
+
+    Args:
+      real: probabilities that teachers give to real images `[n, classes]`, `n >= m`.
+      synthetic: probabilities that they give to synthetic ones `[m, classes]`.
+    """
+    whole = real[: len(real) // len(synthetic) * len(synthetic)]
+    return float(ot.exact(jnp.asarray(0.5 * cdist(synthetic, whole, "cityblock"))))
+
+
 def diversity(points: np.ndarray) -> float:
     """Returns the mean distance between two different points of `[n, d]`, 0 for one."""
     return float(pdist(points).mean()) if len(points) > 1 else 0.0

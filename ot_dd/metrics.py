@@ -1,14 +1,20 @@
 """Progress for people (one line, rate and time left) and metrics for machines."""
 
 import json
+import os
 import sys
 import threading
 import time
 from pathlib import Path
 
+from ot_dd.parallel import is_leader
+
+# Set when this process is told to end (SIGTERM): jobs save what they have and stop.
+TOLD_TO_END = threading.Event()
+
 
 class Stopped(Exception):
-    """Raised inside a job when the run that started it has ended."""
+    """Raised inside a job when the run that started it has ended, or is to end."""
 
 
 class Metrics:
@@ -23,6 +29,8 @@ class Metrics:
 
     def __init__(self, path: Path, interval: float = 10.0):
         """Opens `path` for appending; parents must exist."""
+        self._quiet = not is_leader()
+        path = os.devnull if self._quiet else path
         self._file = open(path, "a", buffering=1)  # noqa: SIM115 - lives with the run
         self._interval = interval
         self._terminal = sys.stderr.isatty()
@@ -38,8 +46,10 @@ class Metrics:
 
     def progress(self, name: str, done: int, total: int, note: str = "") -> None:
         """Shows how far `name` is, its rate and the time left."""
-        if self.stop.is_set():
+        if self.stopping():
             raise Stopped(name)
+        if self._quiet:
+            return
         now = time.monotonic()
         job = self._jobs.setdefault(name, {"start": now, "first": done, "shown": 0.0})
         last = done >= total
@@ -60,9 +70,14 @@ class Metrics:
         if last:
             self._jobs.pop(name, None)
 
+    def stopping(self) -> bool:
+        """Whether jobs are to save what they have and end."""
+        return self.stop.is_set() or TOLD_TO_END.is_set()
+
     def say(self, text: str) -> None:
         """Prints one line."""
-        print(text, file=sys.stderr, flush=True)
+        if not self._quiet:
+            print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Closes the file."""

@@ -6,15 +6,23 @@ there is used, what is missing is made, and a changed field makes only what depe
 it. All writes are atomic, so a run that is killed goes on where it was.
 """
 
+import collections
 import contextlib
+import errno
+import fcntl
+import os
+import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from ot_dd.checkpoint import Checkpoints, read_json, write_atomic, write_json
 from ot_dd.metrics import Metrics
+from ot_dd.parallel import agree, barrier, is_leader
 
 
 class WorkDir:
@@ -26,10 +34,21 @@ class WorkDir:
     """
 
     def __init__(self, path: Path):
-        """Creates the directory if needed and opens its metrics."""
+        """Creates the directory if needed, locks it and opens its metrics.
+
+        Raises:
+          BlockingIOError: when another process is at work in it.
+        """
         self.path = Path(path).absolute()
         self.path.mkdir(parents=True, exist_ok=True)
+        if is_leader():
+            _lock(self.path / ".lock")
         self.metrics = Metrics(self.path / "metrics.jsonl")
+        self._turns: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)
+
+    def turn(self, name: str) -> threading.Lock:
+        """Returns the lock of `name`: threads that need the same thing make it once."""
+        return self._turns[name]
 
     def checkpoints(self, name: str) -> Checkpoints:
         """Opens the Orbax checkpoints called `name`."""
@@ -40,22 +59,34 @@ class WorkDir:
     ) -> dict[str, np.ndarray]:
         """Returns the arrays stored as `name`, making and storing them if missing."""
         path = self.path / "cache" / f"{name}.npz"
-        if not path.exists():
+        with self.turn(name):
+            if agree(path.exists()):
+                with np.load(path, allow_pickle=False) as stored:
+                    return dict(stored)
             with self.timed(name):
                 made = {key: np.asarray(value) for key, value in make().items()}
             write_atomic(path, lambda file: np.savez(file, **made))
-        with np.load(path, allow_pickle=False) as stored:
-            return dict(stored)
+            barrier(name)
+            return made
 
-    def json(self, name: str, make: Callable[[], dict]) -> dict:
-        """Returns the JSON stored as `name`, making and storing it if missing."""
+    def json(self, name: str, make: Callable[[], dict], *, alone: bool = False) -> dict:
+        """Returns the JSON stored as `name`, making and storing it if missing.
+
+        Args:
+          name: under which it is stored.
+          make: makes it.
+          alone: whether this process makes it and no other does.
+        """
         path = self.path / "cache" / f"{name}.json"
-        stored = read_json(path)
-        if stored is None:
+        with self.turn(name):
+            if path.exists() if alone else agree(path.exists()):
+                return read_json(path)
             with self.timed(name):
                 stored = make()
-            write_json(path, stored)
-        return stored
+            write_json(path, stored, everyone=alone)
+            if not alone:
+                barrier(name)
+            return stored
 
     @contextlib.contextmanager
     def timed(self, name: str):
@@ -68,7 +99,44 @@ class WorkDir:
             before = read_json(path) or 0.0
             write_json(path, round(before + time.monotonic() - start, 3))
 
+    def count_flops(self, name: str, operations: float) -> None:
+        """Keeps the floating-point operations that making `name` takes."""
+        write_json(self.path / "cache" / "flops" / f"{name}.json", operations)
+
+    def flops(self) -> dict[str, float]:
+        """Returns operations by name."""
+        return self._numbers("flops")
+
     def seconds(self) -> dict[str, float]:
         """Returns seconds by name, over all runs in this directory."""
-        folder = self.path / "cache" / "seconds"
-        return {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
+        return self._numbers("seconds")
+
+    def _numbers(self, folder: str) -> dict[str, float]:
+        paths = sorted((self.path / "cache" / folder).glob("*.json"))
+        return {path.stem: read_json(path) for path in paths}
+
+
+_LOCKS: dict[Path, IO] = {}  # Held until the process ends, however it does.
+
+
+def _lock(path: Path) -> None:
+    """Takes a directory for this process, as often as it asks."""
+    if path in _LOCKS:
+        return
+    file = open(path, "a+")  # noqa: SIM115 - the lock lives as long as the file is open
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return  # A file system without locks.
+        file.seek(0)
+        owner = file.read().strip() or "another one"
+        file.close()
+        raise BlockingIOError(
+            f"{path.parent} is in use by process {owner}: wait for it, stop it, or give "
+            "another --workdir"
+        ) from error
+    file.truncate(0)
+    file.write(f"{os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    _LOCKS[path] = file

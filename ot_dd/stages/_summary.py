@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from ot_dd.stages.plan import CHANGES
+
 METHOD = "ot_dd"
 LABELS = ("hard", "soft")
 VARIANTS = {
@@ -106,7 +108,7 @@ class Headline(NamedTuple):
 
 def is_ablation(name: str) -> bool:
     """Tells sets of the method less one part from baselines."""
-    return name.startswith("no_")
+    return name in CHANGES
 
 
 def ordered(names: Iterable[str]) -> list[str]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ot_dd.checkpoint import read_json, write_atomic, write_json
 from ot_dd.config import to_dict
+from ot_dd.parallel import barrier
 from ot_dd.stages.artifacts import ImageSet, Prepared
 from ot_dd.stages.relabel import SoftLabels, relabel, view_parameters
 from ot_dd.stages.study import choose_teachers
@@ -80,6 +81,7 @@ def write_distilled(
         },
     }
     write_json(root / "dataset.json", description)
+    barrier("distilled")
     return soft
 
 

@@ -19,7 +19,7 @@ from ot_dd.stages.folders import read_image_set
 from ot_dd.stages.prepare import load_data, prepare, prepare_teachers
 from ot_dd.stages.relabel import relabel, teachers_for
 from ot_dd.stages.results import versions
-from ot_dd.stages.study import make_sets
+from ot_dd.stages.sets import make_sets
 from ot_dd.stages.train import train
 from ot_dd.training.protocols import apply_protocol, get_protocol
 from ot_dd.workdir import WorkDir

@@ -6,9 +6,23 @@ REFINE_TARGETS = ("latents", "pixels", "decoder", "denoiser")
 LABEL_MODES = ("stored", "online")
 BASELINES = (
     "random", "random_decoded", "kmeans", "kmeans_features", "herding", "kcenter",
-    "el2n", "collage", "prototypes", "quantised", "diffusion", "igd",
+    "el2n", "collage", "prototypes", "quantised", "d4m", "diffusion", "minimax", "igd",
 )  # fmt: skip
-ABLATIONS = ("no_otg", "no_refine", "no_lia", "no_otm", "identity_plan")
+
+# Ablations of the images: the full method with these fields changed.
+CHANGES = {
+    "no_otg": {"guidance.transport.strength": 0.0},
+    "no_refine": {"refine.steps": 0},
+    "mean_matching": {"refine.divergence": "mean"},
+    "sharp_transport": {"refine.epsilon": 0.1},
+    "greedy": {"sampler.group": 1},
+    "noisy_latents": {"guidance.transport.space": "noisy"},
+    "l1_cost": {"guidance.transport.cost_fn": "l1"},
+}
+ABLATIONS = (*CHANGES, "no_lia", "no_otm", "identity_plan")
+
+# The share of the schedule that D4M noises its prototypes to: the authors' 0.7.
+D4M_STRENGTH = 0.7
 
 # What each set of images is, in a table's words.
 TITLES = {
@@ -21,10 +35,17 @@ TITLES = {
     "kcenter": "real images by greedy k-center",
     "el2n": "easiest real images by EL2N",
     "collage": "RDED: collages of real patches",
-    "prototypes": "decoded k-means centroids (D4M without its diffusion)",
+    "prototypes": "decoded k-means centroids",
     "quantised": "DDOQ: decoded k-means centroids, weighted",
+    "d4m": "D4M: k-means centroids, noised and sampled anew",
     "diffusion": "plain diffusion samples",
+    "minimax": "MinimaxDiffusion: samples of a fine-tuned denoiser",
     "igd": "IGD: influence and deviation guidance",
     "no_otg": "ot-dd without transport guidance",
     "no_refine": "ot-dd without refinement",
+    "mean_matching": "ot-dd, refinement by class means instead of transport",
+    "sharp_transport": "ot-dd, refinement at epsilon 0.1 instead of 10",
+    "greedy": "ot-dd, images guided one by one instead of jointly",
+    "noisy_latents": "ot-dd, transport of noisy latents, not of clean predictions",
+    "l1_cost": "ot-dd, l1 cost in guidance",
 }

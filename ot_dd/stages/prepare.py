@@ -15,7 +15,7 @@ from flax.errors import FlaxError
 from ot_dd import data, diffusion, losses, models
 from ot_dd.config import ConfigError, fingerprint, options, to_dict
 from ot_dd.losses.influence import ravel_gradient
-from ot_dd.parallel import side_by_side
+from ot_dd.parallel import gather_rows, side_by_side, split
 from ot_dd.stages import pretrained
 from ot_dd.stages.artifacts import (
     Autoencoder,
@@ -27,7 +27,7 @@ from ot_dd.stages.artifacts import (
     to_float,
     to_uint8,
 )
-from ot_dd.training import fit, make_state, make_step
+from ot_dd.training import fit, make_state, make_step, restore, run_flops
 from ot_dd.workdir import WorkDir
 
 
@@ -243,6 +243,8 @@ def _apply(fn, inputs, batch):
 def in_batches(fn, inputs: tuple, batch: jax.Array, size: int = 500) -> jax.Array:
     """Applies `fn(*inputs, part)` to parts of `batch`; a module-level fn compiles once.
 
+    Of several processes each takes its share, and all get the whole.
+
     Args:
       fn: a function defined at module level.
       inputs: pytrees passed before the part.
@@ -254,14 +256,18 @@ def in_batches(fn, inputs: tuple, batch: jax.Array, size: int = 500) -> jax.Arra
     """
     total = batch.shape[0]
     size = min(size, total)
-    out = []
-    for start in range(0, total, size):
-        part = batch[start : start + size]
-        short = size - part.shape[0]
-        if short:
-            part = jnp.concatenate([part, jnp.repeat(part[-1:], short, axis=0)])
-        out.append(np.asarray(_apply(fn, inputs, part))[: size - short])
-    return np.concatenate(out)
+
+    def of_rows(rows):
+        out = []
+        for start in range(rows.start, rows.stop, size):
+            part = batch[start : min(start + size, rows.stop)]
+            short = size - part.shape[0]
+            if short:
+                part = jnp.concatenate([part, jnp.repeat(part[-1:], short, axis=0)])
+            out.append(np.asarray(_apply(fn, inputs, part))[: size - short])
+        return np.concatenate(out)
+
+    return gather_rows(total, of_rows)
 
 
 def _encode(autoencoder, images):
@@ -298,32 +304,37 @@ def _optimiser(config, num_steps):
     )
 
 
-def _batch(key, data, size):
+def draw(key, data, size: int):
     """Draws a batch with replacement: no epoch state to keep for an exact resume."""
     rows = jax.random.randint(key, (size,), 0, data[0].shape[0])
-    return tuple(part[rows] for part in data)
+    return split(tuple(part[rows] for part in data))
 
 
-def _train(name, recipe_key, config, workdir, state, step_fn, data, seed, note):
+def _train(
+    name, recipe_key, config, workdir, state, step_fn, data, seed, note, strategy
+):  # fmt: skip
     """Trains under `checkpoints/<name>-<key>`, or restores; returns state and note."""
     full_name = f"{name}-{recipe_key}"
     checkpoints = workdir.checkpoints(full_name)
     try:
         finished = checkpoints.finished()
         if finished is not None:
-            example = {"state": state, "curve": np.zeros(min(config.steps, 100), "f4")}
-            return checkpoints.restore(example)["state"], finished
+            return restore(checkpoints, state, config.steps), finished
+        seed = jax.random.key(seed)
+        operations = run_flops(step_fn, state, data, seed, config.steps)
+        workdir.count_flops(full_name, operations)
         with workdir.timed(full_name):
             state, curve = fit(
                 name,
                 state,
                 step_fn,
                 data,
-                jax.random.key(seed),
+                seed,
                 num_steps=config.steps,
                 checkpoints=checkpoints,
                 metrics=workdir.metrics,
                 save_every=config.save_every,
+                strategy=strategy,
             )
             finished = {"curve": curve, **note(state)}
         checkpoints.finish(finished)
@@ -363,7 +374,7 @@ def _classifier(config, workdir, dataset, train, name, data_key):
 
     def loss_fn(params, model_state, key, data_):
         pick, view = jax.random.split(key)
-        images, labels = _batch(pick, data_, settings.batch_size)
+        images, labels = draw(pick, data_, settings.batch_size)
         images, _ = data.augment(view, images, augmentation)
         logits, updated = module.apply(
             {"params": params, **model_state}, images, train=True,
@@ -386,7 +397,7 @@ def _classifier(config, workdir, dataset, train, name, data_key):
     state = make_state(params, tx, model_state)
     state, finished = _train(
         f"teacher_{name}", key, settings, workdir, state, step_fn, train,
-        config.seed + 1, note,
+        config.seed + 1, note, config.parallel.strategy,
     )  # fmt: skip
     return classifier_of(state), finished, key
 
@@ -418,7 +429,7 @@ def _autoencoder(config, workdir, dataset, train, critics, data_key):
     def loss_fn(params, model_state, key, data_):
         images, critics = data_
         pick, noise = jax.random.split(key)
-        (images,) = _batch(pick, (images,), settings.batch_size)
+        (images,) = draw(pick, (images,), settings.batch_size)
         autoencoder = empty.replace(variables={"params": params})
         mean, log_variance = autoencoder.moments(images)
         std = jnp.exp(0.5 * log_variance)
@@ -459,7 +470,7 @@ def _autoencoder(config, workdir, dataset, train, critics, data_key):
     state = make_state(variables["params"], tx)
     state, finished = _train(
         "autoencoder", key, settings, workdir, state, step_fn, (train[0], critics),
-        config.seed + 2, note,
+        config.seed + 2, note, config.parallel.strategy,
     )  # fmt: skip
     return autoencoder_of(state), finished, key
 
@@ -478,6 +489,50 @@ def _on_reconstructions(autoencoder, teachers, split) -> dict[str, float]:
     return {t.name: accuracy(t, as_bytes, split.labels) for t in teachers}
 
 
+def denoising_loss(settings, module, num_classes: int):
+    """Returns the diffusion loss of a denoiser.
+
+    Args:
+      settings: `config.denoiser`.
+      module: the network.
+      num_classes: number of classes; this number is the null class.
+
+    Returns:
+      `(params, keys, x0 [b, ...], classes [b]) -> (loss [b], predicted x0 [b, ...])`,
+      with three keys: of times, noise and dropped labels.
+    """
+    learned_sigma = settings.parametrization == "epsilon_sigma"
+    process = diffusion.ddpm_process(1000)
+
+    def loss_fn(params, keys, x0, classes):
+        times, noise, drop = keys
+        size = x0.shape[0]
+        eps = jax.random.normal(noise, x0.shape)
+        dropped = jax.random.bernoulli(drop, settings.label_dropout, (size,))
+        classes = jnp.where(dropped, num_classes, classes)
+
+        def apply(z, time):
+            return apply_in(settings.dtype, module, params, z, time, classes)
+
+        if settings.parametrization == "velocity":
+            # Logit-normal times (Esser et al., ICML 2024): most steps in the middle.
+            t = jax.nn.sigmoid(jax.random.normal(times, (size,)))
+            wide = t.reshape(-1, *(1,) * (x0.ndim - 1))
+            z = (1 - wide) * x0 + wide * eps
+            output = apply(z, 1000.0 * t)
+            return losses.flow_loss(output, x0, eps), z - wide * output
+        i = jax.random.randint(times, (size,), 0, 1000)
+        z = diffusion.process.add_noise(process, i, x0, eps)
+        output = apply(z, process.timestep[i])
+        loss = losses.epsilon_loss(
+            output, x0, eps, i, process, learned_sigma=learned_sigma
+        )
+        kind = settings.parametrization
+        return loss, diffusion.predict(process, i, z, output, parametrization=kind).x0
+
+    return loss_fn
+
+
 def _denoiser(config, workdir, latents, labels, upstream):
     settings = config.denoiser
     num_classes = int(labels.max()) + 1
@@ -493,33 +548,12 @@ def _denoiser(config, workdir, latents, labels, upstream):
     later = ("guidance_scale", "cfg_channels", "weights", "class_ids")
     key = fingerprint(upstream, _without(settings, *later))
     tx = _optimiser(settings, settings.steps)
-    process = diffusion.ddpm_process(1000)
+    denoise = denoising_loss(settings, module, num_classes)
 
     def loss_fn(params, model_state, key, data_):
-        pick, times, noise, drop = jax.random.split(key, 4)
-        x0, classes = _batch(pick, data_, settings.batch_size)
-        size = x0.shape[0]
-        eps = jax.random.normal(noise, x0.shape)
-        dropped = jax.random.bernoulli(drop, settings.label_dropout, (size,))
-        classes = jnp.where(dropped, num_classes, classes)
-
-        def apply(z, time):
-            return apply_in(settings.dtype, module, params, z, time, classes)
-
-        if settings.parametrization == "velocity":
-            # Logit-normal times (Esser et al., ICML 2024): most steps in the middle.
-            t = jax.nn.sigmoid(jax.random.normal(times, (size,)))
-            wide = t.reshape(-1, *(1,) * (x0.ndim - 1))
-            output = apply((1 - wide) * x0 + wide * eps, 1000.0 * t)
-            loss = losses.flow_loss(output, x0, eps)
-        else:
-            i = jax.random.randint(times, (size,), 0, 1000)
-            z = diffusion.process.add_noise(process, i, x0, eps)
-            output = apply(z, process.timestep[i])
-            loss = losses.epsilon_loss(
-                output, x0, eps, i, process, learned_sigma=learned_sigma
-            )
-        return loss.mean(), (model_state, {})
+        pick, *keys = jax.random.split(key, 4)
+        x0, classes = draw(pick, data_, settings.batch_size)
+        return denoise(params, keys, x0, classes)[0].mean(), (model_state, {})
 
     zero = jnp.zeros((2,))
     variables = module.init(
@@ -529,7 +563,7 @@ def _denoiser(config, workdir, latents, labels, upstream):
     state = make_state(variables["params"], tx)
     state, finished = _train(
         "denoiser", key, settings, workdir, state, step_fn, (latents, labels),
-        config.seed + 3, lambda state: {},
+        config.seed + 3, lambda state: {}, config.parallel.strategy,
     )  # fmt: skip
     denoiser = Denoiser(
         state.ema, module, settings.parametrization, num_classes,
@@ -559,7 +593,7 @@ def _surrogate(config, workdir, train, data_key):
 
     def step_loss(params, model_state, key, data_):
         pick, view = jax.random.split(key)
-        images, labels = _batch(pick, data_[:2], settings.batch_size)
+        images, labels = draw(pick, data_[:2], settings.batch_size)
         images, _ = data.augment(view, images, augmentation)
         return loss_fn(params, images, labels), (model_state, {})
 
@@ -601,6 +635,7 @@ def _surrogate(config, workdir, train, data_key):
         train,
         config.seed + 4,
         note,
+        config.parallel.strategy,
     )
     kept = jnp.asarray(finished["kept"])
     chosen = jax.tree.map(lambda t: t[kept], state.model_state)

@@ -7,20 +7,19 @@ the pixels, or the weights of the decoder or the denoiser.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from ml_collections import FrozenConfigDict
 
 from ot_dd import data, models, ot
 from ot_dd.config import fingerprint
 from ot_dd.diffusion import SAMPLERS, Process
-from ot_dd.parallel import place
+from ot_dd.parallel import split
 from ot_dd.stages.artifacts import (
     Autoencoder,
     Classifier,
@@ -33,12 +32,12 @@ from ot_dd.stages.artifacts import (
 )
 from ot_dd.stages.prepare import augment_config
 from ot_dd.stages.sample import make_process
-from ot_dd.training import fit, make_state, make_step
+from ot_dd.training import fit, make_state, make_step, run_flops
 from ot_dd.workdir import WorkDir
 
 
 def refine(
-    config, workdir: WorkDir, prepared: Prepared, start: ImageSet, *, mesh=None, name=""
+    config, workdir: WorkDir, prepared: Prepared, start: ImageSet, *, name=""
 ) -> ImageSet:
     """Optimises a set's images against transport in feature space.
 
@@ -47,7 +46,6 @@ def refine(
       workdir: where the run is kept; an interrupted one goes on.
       prepared: networks and real images.
       start: the set to start from.
-      mesh: devices with an axis "data" over which real batches are split.
       name: the refined set's name, default that of `start`.
 
     Returns:
@@ -58,25 +56,40 @@ def refine(
     if not settings.steps:
         return start._replace(name=name)
     key = fingerprint(start.key, settings, config.data.augment, config.seed)
+    full_name = f"refine-{name}-{start.seed}-{key}"
 
     def make():
         workdir.metrics.say(f"  refining {name}, seed {start.seed}")
-        step_fn, tx, render = _program(
-            FrozenConfigDict(settings),
-            augment_config(config.data.augment)._replace(cutmix=0.0),
-            config.sampler.name,
-            start.images.shape[:2],
-            mesh,
-        )
+        view_config = augment_config(config.data.augment)._replace(cutmix=0.0)
+        trajectory = jax.tree.leaves(prepared.surrogate.params)[0].shape[0]
+        step_fn, tx, render, sources = _program(
+            FrozenConfigDict(settings), view_config, config.sampler.name,
+            start.images.shape[:2], trajectory,
+        )  # fmt: skip
         seed = jax.random.fold_in(jax.random.key(config.seed), 2000 + start.seed)
-        data_ = Data(*_real_images(prepared), _fixed(config, prepared, start))
+        data_ = Data(*_real_images(prepared), _fixed(config, prepared, start), ())
+        if settings.pool:
+            recipe = fingerprint(
+                prepared.key, settings.features, settings.width, settings.depth,
+                settings.pool, view_config,
+            )  # fmt: skip
+            with workdir.turn("real features"):
+                if recipe not in _KEPT:
+                    workdir.metrics.say("  features of all real images")
+                    _KEPT.clear()
+                    _KEPT[recipe] = _real_features(
+                        sources, view_config, data_.pool, data_.fixed
+                    )
+                data_ = data_._replace(features=_KEPT[recipe])
         params = _start_params(config, prepared, start)
-        seed, data_, params = place((seed, data_, params), mesh)
-        checkpoints = workdir.checkpoints(f"refine-{name}-{start.seed}-{key}")
+        state = make_state(params, tx, jnp.zeros((), jnp.int32))
+        operations = run_flops(step_fn, state, data_, seed, settings.steps)
+        workdir.count_flops(full_name, operations)
+        checkpoints = workdir.checkpoints(full_name)
         try:
             state, _ = fit(
                 f"refine {name} {start.seed}",
-                make_state(params, tx),
+                state,
                 step_fn,
                 data_,
                 seed,
@@ -94,7 +107,7 @@ def refine(
             "latents": np.asarray(latents).reshape(*shape[:2], *latents.shape[1:]),
         }
 
-    made = workdir.arrays(f"refine-{name}-{start.seed}-{key}", make)
+    made = workdir.arrays(full_name, make)
     return ImageSet(
         name, start.seed, made["images"], made["latents"], key, start.distances
     )
@@ -132,12 +145,14 @@ class Data(NamedTuple):
       first: each class's first row `[classes]`.
       counts: each class's rows `[classes]`.
       fixed: see `Fixed`.
+      features: with `refine.pool`, what `_real_features` returns.
     """
 
     pool: jax.Array
     first: jax.Array
     counts: jax.Array
     fixed: Fixed
+    features: tuple[jax.Array, ...]
 
 
 def _fixed(config, prepared, start):
@@ -249,72 +264,130 @@ def _renderer(optimise: str, sampler: str):
     return {target.__name__: target for target in targets}[optimise]
 
 
-def _feature_sources(settings, num_classes: int):
-    """Returns functions `(key, images, fixed) -> (logits [n, c], features [n, d])`.
+class Source(NamedTuple):
+    """Networks whose features are compared.
 
-    Logits of networks that are not trained say nothing and are None.
+    Attributes:
+      count: how many there are; 0 is a new one in every step.
+      run: `(key or number, images, fixed) -> (logits [n, c], features [n, d])`; logits
+        of networks that are not trained say nothing and are None.
     """
+
+    count: int
+    run: Callable
+
+
+def _feature_sources(settings, num_classes: int, checkpoints: int) -> list[Source]:
+    """Returns the sources of `settings.features`."""
 
     def fresh(model):
         sizes = {"width": settings.width, "depth": settings.depth}
         sizes = {name: value for name, value in sizes.items() if value}
         module = models.create(model, num_classes=num_classes, **sizes)
 
-        def source(key, images, fixed):
+        def run(key, images, fixed):
+            if settings.pool:
+                key = jax.random.fold_in(jax.random.key(0), key)
             variables = module.init(key, images[:1])
             return None, module.apply(variables, images, features=True)[1]
 
-        return source
+        return Source(settings.pool, run)
 
-    def surrogate(key, images, fixed):
-        count = jax.tree.leaves(fixed.surrogate.params)[0].shape[0]
-        e = jax.random.randint(key, (), 0, count)
-        chosen = jax.tree.map(lambda p: p[e], fixed.surrogate.params)
+    def surrogate(number, images, fixed):
+        chosen = jax.tree.map(lambda p: p[number], fixed.surrogate.params)
         module = fixed.surrogate.module
         return module.apply({"params": chosen}, images, features=True)
 
-    def teachers(key, images, fixed):
+    def teachers(number, images, fixed):
         # Clouds of all teachers side by side, each scaled to unit mean square.
         found = [teacher.logits_and_features(images) for teacher in fixed.teachers]
         scaled = [x * jax.lax.rsqrt(jnp.mean(x**2) + 1e-12) for _, x in found]
         logits = sum(logits for logits, _ in found) / len(found)
         return logits, jnp.concatenate(scaled, axis=1)
 
-    named = {"surrogate": surrogate, "teachers": teachers}
+    named = {
+        "surrogate": Source(checkpoints, surrogate),
+        "teachers": Source(1, teachers),
+    }
     return [
         fresh(name.removeprefix("fresh:")) if name.startswith("fresh:") else named[name]
         for name in settings.features
     ]
 
 
-def feature_distance(synthetic, real, settings) -> jax.Array:
+# Real features by their recipe: a process keeps one pool's, for all of its sets.
+_KEPT: dict[str, tuple[jax.Array, ...]] = {}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _features_of(run, view_config, number, fixed, key, images):
+    views, _ = data.augment(key, to_float(images), view_config)
+    return run(number, views, fixed)[1]
+
+
+def _real_features(sources, view_config, pool, fixed, size: int = 500):
+    """Returns each source's features of a view of every real image, `[count, n, d]`."""
+    kept = []
+    for source in sources:
+        networks = []
+        for number in range(source.count):
+            parts = [
+                _features_of(
+                    source.run, view_config, jnp.int32(number), fixed,
+                    jax.random.fold_in(jax.random.key(number), start),
+                    pool[start : start + size],
+                )
+                for start in range(0, len(pool), size)
+            ]  # fmt: skip
+            networks.append(jnp.concatenate(parts))
+        kept.append(jnp.stack(networks))
+    return tuple(kept)
+
+
+def feature_distance(
+    synthetic: jax.Array, real: jax.Array, settings, progress: float | jax.Array = 0.0
+) -> jax.Array:
     """Returns the transport distance between two feature clouds of one class.
+
+    The Sinkhorn divergence is returned without the real cloud's own term, which is
+    large for a large cloud and has no gradient in `synthetic`.
 
     Args:
       synthetic: `[n, d]`, differentiated.
       real: `[m, d]`.
       settings: `config.refine`: `divergence` ("sinkhorn", "distance" without
         debiasing, or "mean": the squared distance of the means, the limit of a large
-        epsilon), `epsilon` in units of the mean cost, `cost_fn`, `num_iters`.
+        epsilon), `epsilon` in units of the mean cost, `epsilon_end`, to which it goes
+        geometrically over the run (0: it stays), `tau`, `cost_fn`, `num_iters`.
+      progress: share of the run that is done.
     """
     if settings.divergence == "mean":
         return jnp.sum((synthetic.mean(0) - real.mean(0)) ** 2)
     cost = ot.cost_matrix(synthetic, real, settings.cost_fn)
-    epsilon = settings.epsilon * jax.lax.stop_gradient(cost.mean())
-    solver = {"epsilon": epsilon, "num_iters": settings.num_iters}
+    epsilon = settings.epsilon
+    if settings.epsilon_end:
+        epsilon *= (settings.epsilon_end / settings.epsilon) ** progress
+    epsilon *= jax.lax.stop_gradient(cost.mean())
+    solver = {
+        "epsilon": epsilon, "num_iters": settings.num_iters,
+        "tau_a": settings.tau, "tau_b": settings.tau,
+    }  # fmt: skip
     if settings.divergence == "distance":
         return ot.solve(cost, **solver).value_linear
-    return ot.sinkhorn_divergence(synthetic, real, cost_fn=settings.cost_fn, **solver)
+    own = ot.cost_matrix(synthetic, synthetic, settings.cost_fn)
+    return ot.solve(cost, **solver).value - 0.5 * ot.solve(own, **solver).value
 
 
 @functools.lru_cache(maxsize=8)
-def _program(settings, view_config, sampler: str, shape: tuple[int, int], mesh):
-    """Returns `(step_fn, tx, render)`, the same objects for equal arguments.
+def _program(
+    settings, view_config, sampler: str, shape: tuple[int, int], checkpoints: int
+):
+    """Returns `(step_fn, tx, render, sources)`, the same objects for equal arguments.
 
     Sets of one run differ in `Data` alone, so they share one compiled program.
     """
     num_classes, ipc = shape
-    sources = _feature_sources(settings, num_classes)
+    sources = _feature_sources(settings, num_classes, checkpoints)
     render = _renderer(settings.optimise, sampler)
     tx = optax.chain(
         optax.clip_by_global_norm(settings.clip) if settings.clip else optax.identity(),
@@ -323,46 +396,54 @@ def _program(settings, view_config, sampler: str, shape: tuple[int, int], mesh):
         ),
     )
 
-    def loss_fn(params, model_state, key, data_: Data):
+    def loss_fn(params, step, key, data_: Data):
         pick, view, network, turn = jax.random.split(key, 4)
         rows = jax.random.uniform(pick, (num_classes, settings.real_batch))
         rows = jnp.floor(rows * data_.counts[:, None]).astype(jnp.int32)
-        real = to_float(data_.pool[(data_.first[:, None] + rows).ravel()])
+        rows = data_.first[:, None] + rows
         synthetic, latents = render(params, data_.fixed)
         real_view, synthetic_view = jax.random.split(view)
         synthetic = jnp.repeat(synthetic, settings.views, axis=0)
-        real, _ = data.augment(real_view, real, view_config)
         synthetic, _ = data.augment(synthetic_view, synthetic, view_config)
-        if mesh is not None:
-            # Split over devices: the forward pass of the real side is the large one.
-            sharding = NamedSharding(mesh, P("data"))
-            real = jax.lax.with_sharding_constraint(real, sharding)
+        real = None
+        if not settings.pool:
+            real = to_float(data_.pool[rows.ravel()])
+            real, _ = data.augment(real_view, real, view_config)
+            # Among devices: the real side's forward pass is the large one.
+            real = split(real)
 
-        def distance_by(source):
-            def run(network, real, synthetic, fixed):
-                logits, features = source(network, synthetic, fixed)
-                target = jax.lax.stop_gradient(source(network, real, fixed)[1])
+        def distance_by(number, source):
+            def run(network, real, synthetic, data_):
+                if source.count:
+                    network = jax.random.randint(network, (), 0, source.count)
+                logits, features = source.run(network, synthetic, data_.fixed)
+                if settings.pool:
+                    target = data_.features[number][network, rows]
+                else:
+                    target = source.run(network, real, data_.fixed)[1]
+                    target = target.reshape(num_classes, settings.real_batch, -1)
+                target = jax.lax.stop_gradient(target)
                 features = features.reshape(num_classes, ipc * settings.views, -1)
-                target = target.reshape(num_classes, settings.real_batch, -1)
-                each = jax.vmap(lambda s, r: feature_distance(s, r, settings))
+                progress = step / settings.steps
+                each = jax.vmap(lambda s, r: feature_distance(s, r, settings, progress))
                 distance = each(features, target).mean()
                 if logits is None or not settings.class_weight:
                     return distance, jnp.zeros(())
                 cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-                labels = jnp.repeat(fixed.classes, settings.views)
+                labels = jnp.repeat(data_.fixed.classes, settings.views)
                 return distance, cross_entropy(logits, labels).mean()
 
             return run
 
         which = jax.random.randint(turn, (), 0, len(sources))
-        branches = [distance_by(source) for source in sources]
+        branches = [distance_by(i, source) for i, source in enumerate(sources)]
         distance, cross_entropy = jax.lax.switch(
-            which, branches, network, real, synthetic, data_.fixed
+            which, branches, network, real, synthetic, data_
         )
         loss = distance + settings.class_weight * cross_entropy
         if settings.anchor_weight:
             anchor = data_.fixed.latents
             loss += settings.anchor_weight * jnp.mean((latents - anchor) ** 2)
-        return loss, (model_state, {"distance": distance})
+        return loss, (step + 1, {"distance": distance})
 
-    return make_step(loss_fn, tx), tx, render
+    return make_step(loss_fn, tx), tx, render, sources

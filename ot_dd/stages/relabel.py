@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ot_dd.config import fingerprint
+from ot_dd.flops import traced_flops
+from ot_dd.parallel import gather_rows
 from ot_dd.stages.artifacts import ImageSet, Prepared, to_float
 from ot_dd.stages.prepare import augment_config
 from ot_dd.training.views import batches_per_epoch, mean_logits, view_batch
@@ -71,26 +73,33 @@ def relabel(
     if config.lia.mode == "online":
         return SoftLabels(None, teachers, seed, views, key)
 
-    def make():
-        logits = _write(
-            (batches, size, views, augment),
-            to_float(jnp.asarray(images)),
-            labels,
-            jax.random.key(seed),
-            prepared.teachers[:teachers],
-        )
-        return {"logits": np.asarray(logits)}
+    name = f"labels-{image_set.name}-{image_set.seed}-{key}"
 
-    made = workdir.arrays(f"labels-{image_set.name}-{image_set.seed}-{key}", make)
+    def make():
+        inputs = (
+            to_float(jnp.asarray(images)), labels, jax.random.key(seed),
+            prepared.teachers[:teachers],
+        )  # fmt: skip
+
+        def of_views(rows):
+            static = (batches, size, len(rows), augment)
+            operations = traced_flops(_write.trace(static, rows.start, *inputs))
+            workdir.count_flops(name, operations * views / len(rows))
+            return np.asarray(_write(static, rows.start, *inputs))
+
+        return {"logits": gather_rows(views, of_views)}
+
+    made = workdir.arrays(name, make)
     return SoftLabels(made["logits"], teachers, seed, views, key)
 
 
 @partial(jax.jit, static_argnums=0)
-def _write(static, images, labels, key, teachers):
+def _write(static, first, images, labels, key, teachers):
+    """Returns the labels of `views` views from the view `first` on."""
     batches, size, views, augment = static
 
     def one(index):
-        epoch, batch = index // batches, index % batches
+        epoch, batch = first + index // batches, index % batches
         augmented, _, _ = view_batch(images, labels, key, epoch, batch, size, augment)
         return mean_logits(teachers, augmented).astype(jnp.float16)
 

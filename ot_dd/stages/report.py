@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ot_dd.checkpoint import write_atomic
 from ot_dd.stages import _figures as draw
 from ot_dd.stages._figures import Figures
 from ot_dd.stages._html import Html, join, page, tag
@@ -70,7 +71,8 @@ def write_report(workdir: Path, results: dict, figures: Figures) -> Path:
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "report.html"
-    path.write_text(page(f"{results.get('name', 'ot-dd')}: report", body), "utf-8")
+    text = page(f"{results.get('name', 'ot-dd')}: report", body)
+    write_atomic(path, lambda file: file.write(text.encode()))
     return path
 
 
@@ -617,6 +619,10 @@ def _process(results: dict, figures: Figures) -> Html | None:
         ]
         caption = f"{_duration(total)} of work; jobs that ran side by side overlap."
         blocks.append(draw.figure("Time", caption, _pairs(rows)))
+    if results.get("flops"):
+        rows = [(_words(k), f"{v:.3g}") for k, v in results["flops"].items()]
+        caption = "Floating-point operations, counted in the programs; no evaluations."
+        blocks.append(draw.figure("Arithmetic", caption, _pairs(rows)))
     if results.get("bytes"):
         rows = [(_words(k), _bytes(v)) for k, v in results["bytes"].items()]
         blocks.append(draw.figure("Storage", "", _pairs(rows)))

@@ -9,6 +9,7 @@ import numpy as np
 from ot_dd import ot
 from ot_dd.checkpoint import read_json, write_json
 from ot_dd.config import options
+from ot_dd.parallel import is_leader
 from ot_dd.stages.artifacts import Prepared
 from ot_dd.stages.plan import TITLES
 from ot_dd.stages.prepare import describe
@@ -88,15 +89,18 @@ def write_results(
         "autoencoder": facts["autoencoder"],
         "surrogate": facts["surrogate"],
         "weights": facts["weights"],
-        "seconds": stage_seconds(workdir.seconds()),
+        "seconds": by_stage(workdir.seconds()),
+        "flops": by_stage(workdir.flops())
+        | {"students": sum(record["flops"] for record in study.records)},
         "bytes": stored["bytes"],
         "curves": {k: v for k, v in facts["curves"].items() if v},
     }
     write_json(workdir.path / "results.json", results)
     figures = make_figures(config, prepared, study)
     path = write_report(workdir.path, results, figures)
-    print_table(summarise(results["records"], results["sets"]))
-    print(f"report: {path}")
+    if is_leader():
+        print_table(summarise(results["records"], results["sets"]))
+        print(f"report: {path}")
     return results
 
 
@@ -115,10 +119,10 @@ def full_data(config, teachers: list[dict]) -> dict | None:
     return None
 
 
-def stage_seconds(seconds: dict[str, float]) -> dict[str, float]:
-    """Sums the work directory's seconds by stage: the first word of each name."""
+def by_stage(numbers: dict[str, float]) -> dict[str, float]:
+    """Sums a work directory's numbers by stage: the first word of each name."""
     stages: dict[str, float] = {}
-    for name, value in seconds.items():
+    for name, value in numbers.items():
         stage = name.split("-")[0]
         stage = "teachers" if stage.startswith("teacher_") else stage
         stages[stage] = round(stages.get(stage, 0.0) + value, 1)

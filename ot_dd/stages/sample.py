@@ -12,7 +12,8 @@ from ot_dd import diffusion, platform
 from ot_dd.config import fingerprint, options
 from ot_dd.diffusion import SAMPLERS, Term, Transport, flow_process, sample_classes
 from ot_dd.diffusion.guidance import influence
-from ot_dd.parallel import place
+from ot_dd.flops import traced_flops
+from ot_dd.parallel import place, to_host
 from ot_dd.stages.artifacts import ImageSet, Prepared, to_float, to_uint8
 from ot_dd.stages.plan import TERMS
 from ot_dd.stages.prepare import class_batches, class_gradients, decode_images
@@ -70,12 +71,18 @@ def sample(
         prepared.key, config.sampler, config.ipc, config.seed, seed, active_config
     )
 
+    # The measure is no part of the set's recipe, and so not of its key.
+    file_key = fingerprint(key, config.guidance.transport) if measured else key
+
     def make():
         workdir.metrics.say(
             f"  sampling {name}, seed {seed}: "
             + (", ".join(strengths) or "no guidance")
         )
-        latents, distances = generate(config, prepared, seed, active, group, mesh)
+        latents, distances, operations = generate(
+            config, prepared, seed, active, group, mesh
+        )
+        workdir.count_flops(f"sample-{name}-{seed}-{file_key}", operations)
         flat = latents.reshape(-1, *latents.shape[2:])
         images = to_uint8(jnp.asarray(decode_images(prepared.autoencoder, flat)))
         images = np.asarray(images).reshape(*latents.shape[:2], *images.shape[1:])
@@ -85,8 +92,6 @@ def sample(
             "distances": np.asarray(distances).mean(-1),
         }
 
-    # The measure is no part of the set's recipe, and so not of its key.
-    file_key = fingerprint(key, config.guidance.transport) if measured else key
     made = workdir.arrays(f"sample-{name}-{seed}-{file_key}", make)
     return ImageSet(name, seed, made["images"], made["latents"], key, made["distances"])
 
@@ -123,7 +128,8 @@ def generate(config, prepared: Prepared, seed: int, terms, group: int, mesh=None
     Over a mesh every device has classes of its own and none waits for another.
 
     Returns:
-      Latents `[classes, ipc, ...]` and distances `[ipc / group, steps, classes]`.
+      Latents `[classes, ipc, ...]`, distances `[ipc / group, steps, classes]`, and the
+      floating-point operations of it all, gradients of real images aside.
     """
     names = {term.name for term in terms}
     num_classes = len(prepared.dataset.class_names)
@@ -143,7 +149,7 @@ def generate(config, prepared: Prepared, seed: int, terms, group: int, mesh=None
         config.sampler.name, make_transport_options(config), config.ipc, group,
         tuple(term._replace(strength=None) for term in terms), mesh,
     )  # fmt: skip
-    out, traces = [], []
+    out, traces, operations = [], [], 0.0
     for start in range(0, num_classes, batch):
         # The last batch repeats its first classes instead of compiling another size.
         classes = np.arange(start, start + batch) % num_classes
@@ -151,8 +157,7 @@ def generate(config, prepared: Prepared, seed: int, terms, group: int, mesh=None
         targets = None
         if "influence" in names:
             targets = _targets(config, prepared, classes)
-        latents, trace = _compiled()(
-            static,
+        operands = (
             process,
             key,
             place(jnp.asarray(classes, jnp.int32), mesh, "data"),
@@ -161,10 +166,12 @@ def generate(config, prepared: Prepared, seed: int, terms, group: int, mesh=None
             place(targets, mesh, None, "data"),
             strengths,
         )
+        operations += traced_flops(_compiled().trace(static, *operands))
+        latents, trace = _compiled()(static, *operands)
         keep = min(batch, num_classes - start)
-        out.append(np.asarray(latents)[:keep])
-        traces.append(np.asarray(trace)[..., :keep])
-    return np.concatenate(out), np.concatenate(traces, -1)
+        out.append(to_host(latents)[:keep])
+        traces.append(to_host(trace)[..., :keep])
+    return np.concatenate(out), np.concatenate(traces, -1), operations
 
 
 def make_transport_options(config) -> tuple:

@@ -9,11 +9,11 @@ import numpy as np
 
 from ot_dd import models
 from ot_dd.config import fingerprint, options
-from ot_dd.parallel import side_by_side
+from ot_dd.parallel import barrier, local_mesh, side_by_side
 from ot_dd.stages.artifacts import ImageSet, Prepared, to_float
 from ot_dd.stages.prepare import augment_config
 from ot_dd.stages.relabel import SoftLabels
-from ot_dd.training.students import Recipe, train_student
+from ot_dd.training.students import Recipe, train_student, training_flops
 from ot_dd.workdir import WorkDir
 
 
@@ -75,7 +75,7 @@ def train(
         config.student.model, num_classes=len(prepared.dataset.class_names), **extra
     )
 
-    def one(image_set, soft, student_seed):
+    def one(image_set, soft, student_seed, alone=False):
         recipe = recipe_of(config, "hard" if soft is None else "soft", **changes)
         recipe_key = fingerprint(
             image_set.key, soft.key if soft else "", recipe, config.student.model, extra,
@@ -86,17 +86,14 @@ def train(
             started = time.monotonic()
             pixels, labels = image_set.flat()
             target, views, view_seed = _target(prepared, soft)
-            curve = train_student(
-                module,
-                recipe,
-                views,
-                to_float(jnp.asarray(pixels)),
-                labels,
-                _weights(image_set),
-                target,
+            arrays = (
+                to_float(jnp.asarray(pixels)), labels, _weights(image_set), target,
                 jax.random.key(view_seed),
                 jax.random.fold_in(jax.random.key(config.seed), 4000 + student_seed),
                 evaluation,
+            )  # fmt: skip
+            curve = train_student(
+                module, recipe, views, *arrays, mesh=_mesh_for(recipe.batch_size)
             )
             scores = np.asarray(curve.accuracy, np.float64)
             seconds = time.monotonic() - started
@@ -118,26 +115,48 @@ def train(
                 "accuracy": float(scores[-1]),
                 "best_accuracy": float(scores.max()),
                 "seconds": round(seconds, 2),
+                "logit_transport": float(curve.transport[-1]),
                 "curve": [float(v) for v in scores],
             }
 
-        record = workdir.json(f"student-{image_set.name}-{recipe_key}", make)
+        name = f"student-{image_set.name}-{recipe_key}"
+        record = workdir.json(name, make, alone=alone)
+        shape = image_set.flat()[0].shape
+        record["flops"] = training_flops(
+            module, recipe, shape, len(prepared.dataset.class_names)
+        )
         # Names are not part of the recipe: equal sets differ in them.
         own = {"set": image_set.name, "set_seed": image_set.seed, "variant": variant}
         return {**record, **own}
 
+    wanted = [
+        (image_set, soft, student_seed)
+        for image_set, soft in runs
+        for student_seed in range(students)
+    ]
+    processes = jax.process_count()
+    if processes > 1:  # Each trains its share; then all read all the records.
+        for number in range(jax.process_index(), len(wanted), processes):
+            one(*wanted[number], alone=True)
+        barrier("students")
     with side_by_side(workdir.metrics.stop) as submit:
-        jobs = [
-            submit(one, image_set, soft, student_seed)
-            for image_set, soft in runs
-            for student_seed in range(students)
-        ]
+        jobs = [submit(one, *arguments) for arguments in wanted]
         records = []
         for job in jobs:
             records.append(job.result())
             if progress:
                 workdir.metrics.progress(progress, len(records), len(jobs))
         return records
+
+
+# Fewer images on a device than this cost more to exchange gradients of than they save.
+_LEAST_ROWS = 16
+
+
+def _mesh_for(batch_size):
+    """Returns the mesh of this process's devices, where a batch is large enough."""
+    enough = batch_size >= _LEAST_ROWS * jax.local_device_count()
+    return local_mesh() if enough else None
 
 
 def _weights(image_set):

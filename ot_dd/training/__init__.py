@@ -1,6 +1,13 @@
 """Training: state, schedules, the jitted and resumable loop, students."""
 
-from ot_dd.training.loop import TrainState, fit, make_state, make_step
+from ot_dd.training.loop import (
+    TrainState,
+    fit,
+    make_state,
+    make_step,
+    restore,
+    run_flops,
+)
 from ot_dd.training.schedules import smoothing_cosine, step_decay
 
 __all__ = [
@@ -8,6 +15,8 @@ __all__ = [
     "fit",
     "make_state",
     "make_step",
+    "restore",
+    "run_flops",
     "smoothing_cosine",
     "step_decay",
 ]

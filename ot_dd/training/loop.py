@@ -1,5 +1,6 @@
 """The one training loop: optax steps scanned on the device, resumable by Orbax."""
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,7 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from ot_dd.checkpoint import Checkpoints
-from ot_dd.metrics import Metrics
+from ot_dd.flops import traced_flops
+from ot_dd.metrics import Metrics, Stopped
+from ot_dd.parallel import data_mesh, keep, place, to_host
 
 
 @flax.struct.dataclass
@@ -83,11 +86,15 @@ def fit(
     metrics: Metrics,
     chunk: int = 25,
     save_every: int = 500,
+    strategy: str = "replicate",
 ) -> tuple[TrainState, dict[str, list[float]]]:
     """Runs `step_fn` to `num_steps`, resuming from the newest checkpoint.
 
-    Steps run in compiled chunks; the key of a step is `fold_in(key, step)`, so the
-    result does not depend on where a run was interrupted, nor on `save_every`.
+    With several devices the state lies on the mesh by `strategy`, batches that a loss
+    passes through `parallel.split` are divided among them, and what is returned is
+    whole again. Steps run in compiled chunks; the key of a step is
+    `fold_in(key, step)`, so the result does not depend on where a run was interrupted,
+    nor on `save_every`.
 
     Args:
       name: what is trained, for progress and metrics.
@@ -100,22 +107,24 @@ def fit(
       metrics: progress and metrics.
       chunk: steps in one call of the compiled program.
       save_every: steps between checkpoints.
+      strategy: "replicate", or "fsdp": parameters and optimiser state are split.
 
     Returns:
       The final state and the curve: `{"step": [...], "loss": [...], ...}`.
 
     Raises:
       FloatingPointError: when the loss stops being finite, naming the step.
+      Stopped: when the process was told to end; the state is saved.
     """
-    restored = checkpoints.restore({"state": state, "curve": _empty_curve(num_steps)})
-    curve = _empty_curve(num_steps)
-    if restored is not None:
-        state, curve = restored["state"], restored["curve"]
+    mesh = data_mesh()
+    state, curve = _restore(checkpoints, state, num_steps, strategy)
+    key, data = place((key, data), mesh)
     done = saved = int(state.step)
     while done < num_steps:
         # Chunks end at multiples of `chunk`: at most two lengths are ever compiled.
         length = min(chunk - done % chunk, num_steps - done)
-        state, values = _run(step_fn, length, state, key, data)
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            state, values = _run(step_fn, length, strategy, state, key, data)
         done += length
         loss = float(values["loss"])
         if not jnp.isfinite(loss):
@@ -125,23 +134,63 @@ def fit(
             )
         curve = curve.at[(done - 1) * len(curve) // num_steps].set(loss)
         metrics.write(name, done, **values)
-        metrics.progress(name, done, num_steps, f"loss {loss:.4f}")
-        if done - saved >= save_every or done == num_steps:
+        preempted = checkpoints.reached_preemption(done)
+        ending = done < num_steps and (preempted or metrics.stopping())
+        if done - saved >= save_every or done == num_steps or ending:
             checkpoints.save(done, {"state": state, "curve": curve})
             saved = done
+        if ending:
+            raise Stopped(f"{name} at step {done}")
+        metrics.progress(name, done, num_steps, f"loss {loss:.4f}")
+    curve = to_host(curve)
     points = [
         ((i + 1) * num_steps // len(curve), float(v)) for i, v in enumerate(curve)
     ]
     points = [(step, loss) for step, loss in points if loss == loss]
-    return state, {"step": [p[0] for p in points], "loss": [p[1] for p in points]}
+    curve = {"step": [p[0] for p in points], "loss": [p[1] for p in points]}
+    return _off_mesh(state), curve
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2,))
-def _run(step_fn, length, state, key, data):
+def run_flops(step_fn, state, data, key, num_steps: int, chunk: int = 25) -> float:
+    """Returns the operations of a whole run of `fit` with the same arguments."""
+    length = min(chunk, num_steps)
+    traced = _run.trace(step_fn, length, "replicate", state, key, data)
+    return traced_flops(traced) * num_steps / length
+
+
+def restore(checkpoints: Checkpoints, state: TrainState, num_steps: int) -> TrainState:
+    """Returns the state that `fit` ended with, of a run that is finished.
+
+    Args:
+      checkpoints: where it is kept.
+      state: the fresh state, for its structure.
+      num_steps: as `fit` was given.
+    """
+    return _off_mesh(_restore(checkpoints, state, num_steps, "replicate")[0])
+
+
+def _restore(checkpoints, state, num_steps, strategy):
+    """Returns the newest checkpoint's state and curve, or fresh ones, on the mesh."""
+    fresh = {"state": state, "curve": _empty_curve(num_steps)}
+    mesh = data_mesh()
+    fresh["curve"] = place(fresh["curve"], mesh)
+    fresh["state"] = place(state, mesh, strategy=strategy)
+    restored = checkpoints.restore(fresh) or fresh
+    return restored["state"], restored["curve"]
+
+
+def _off_mesh(state):
+    """Returns a state as programs without a mesh take it."""
+    return state if data_mesh() is None else jax.tree.map(jnp.asarray, to_host(state))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3,))
+def _run(step_fn, length, strategy, state, key, data):
     """Runs `length` steps; compiled once for each `step_fn` object and length."""
 
     def body(state, _):
-        return step_fn(state, jax.random.fold_in(key, state.step), data)
+        state, values = step_fn(state, jax.random.fold_in(key, state.step), data)
+        return keep(state, strategy), values
 
     state, values = jax.lax.scan(body, state, length=length)
     return state, jax.tree.map(jnp.mean, values)

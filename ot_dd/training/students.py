@@ -1,6 +1,7 @@
 """Student training as one compiled program: steps, averages and evaluations."""
 
-from functools import partial
+import contextlib
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from ot_dd import data, losses
+from ot_dd.flops import flops
+from ot_dd.parallel import place, split
 from ot_dd.training.loop import make_state, make_step
 from ot_dd.training.schedules import smoothing_cosine, step_decay
 from ot_dd.training.views import batches_per_epoch, mean_logits, view_batch
@@ -72,13 +75,15 @@ class Curve(NamedTuple):
     Attributes:
       accuracy: share of evaluation images classified right `[evaluations]`.
       loss: mean training loss before each evaluation `[evaluations]`.
+      transport: the same of the transport distance between logits and soft labels,
+        whether it is part of the loss or not; zero with hard labels.
     """
 
     accuracy: jax.Array
     loss: jax.Array
+    transport: jax.Array
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
 def train_student(
     module: nn.Module,
     recipe: Recipe,
@@ -90,6 +95,8 @@ def train_student(
     view_key: jax.Array,
     key: jax.Array,
     evaluation: tuple[jax.Array, jax.Array],
+    *,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Curve:
     """Trains one student from scratch and evaluates it.
 
@@ -106,10 +113,21 @@ def train_student(
       key: the student's key: initialisation and, with hard labels, its views.
       evaluation: images `[parts, b, h, w, c]` and labels `[parts, b]`; a label of -1
         is padding.
+      mesh: devices that every batch is divided among; losses, transport included, are
+        of the whole batch.
 
     Returns:
       The student's curve.
     """
+    arrays = (images, labels, weights, soft, view_key, key, evaluation)
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        return _train_student(module, recipe, views, *place(arrays, mesh))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _train_student(
+    module, recipe, views, images, labels, weights, soft, view_key, key, evaluation
+):
     batches, size = batches_per_epoch(images.shape[0], recipe.batch_size)
     tx = _optimiser(recipe)
     variables = module.init(key, images[:2], train=True)
@@ -125,6 +143,7 @@ def train_student(
             images, jnp.arange(len(images)), view_key, epoch, batch, size,
             recipe.augment,
         )  # fmt: skip
+        view = split(view)
         own, weight = labels[rows], weights[rows]
         logits, updated = module.apply(
             {"params": params, **model_state}, view, train=True,
@@ -136,29 +155,36 @@ def train_student(
             other = mix.mix_index
             mixed = weight[other] * cross_entropy(logits, own[other])
             loss = mix.mix_ratio * kept + (1 - mix.mix_ratio) * mixed
+            distance = jnp.zeros(())
         else:
             target = (
                 mean_logits(soft, view)
                 if isinstance(soft, tuple)
                 else soft[epoch, batch]
             )
+            # fp16 either way: replayed labels then equal the stored ones.
+            target = target.astype(jnp.float16).astype(jnp.float32)
+            transport = {
+                "temperature": recipe.temperature, "epsilon": recipe.epsilon,
+                "num_iters": recipe.num_iters,
+            }  # fmt: skip
+            distance = losses.logit_matching(
+                jax.lax.stop_gradient(logits), target, **transport
+            )
             loss = weight * losses.student_loss(
                 logits,
-                # fp16 either way: replayed labels then equal the stored ones.
-                target.astype(jnp.float16).astype(jnp.float32),
+                target,
                 own,
                 ce_weight=recipe.ce_weight,
                 mse_weight=recipe.mse_weight,
                 ot_weight=recipe.ot_weight,
                 kl_weight=recipe.kl_weight,
                 kl_temperature=recipe.kl_temperature,
-                temperature=recipe.temperature,
-                epsilon=recipe.epsilon,
-                num_iters=recipe.num_iters,
                 plan=recipe.plan,
                 reduction="none",
+                **transport,
             )
-        return loss.mean(), (updated, {})
+        return loss.mean(), (updated, {"transport": distance})
 
     step_fn = make_step(loss_fn, tx, ema_decay=recipe.ema)
 
@@ -179,11 +205,42 @@ def train_student(
         state, values = jax.lax.scan(
             body, state, length=recipe.steps // recipe.evaluations
         )
-        return state, Curve(evaluate(state), values["loss"].mean())
+        means = jax.tree.map(jnp.mean, values)
+        return state, Curve(evaluate(state), means["loss"], means["transport"])
 
     state = make_state(variables["params"], tx, model_state)
     _, curve = jax.lax.scan(segment, state, length=recipe.evaluations)
     return curve
+
+
+@lru_cache(maxsize=256)
+def training_flops(
+    module: nn.Module, recipe: Recipe, shape: tuple[int, ...], classes: int
+) -> float:
+    """Returns the operations of a student's training, without its evaluations.
+
+    Labels count as stored: teachers that label as they go are not in it.
+
+    Args:
+      module: the network.
+      recipe: how it is trained.
+      shape: of the small set, `(n, h, w, c)`.
+      classes: number of classes.
+    """
+
+    def like(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    soft = None
+    if recipe.labels == "soft":
+        soft = like(1, *batches_per_epoch(shape[0], recipe.batch_size), classes)
+    count = like(shape[0], dtype=jnp.int32)
+    evaluation = like(1, 1, *shape[1:]), like(1, 1, dtype=jnp.int32)
+    key = jax.random.key(0)
+    return flops(
+        partial(train_student, module, recipe, 1),
+        like(*shape), count, like(shape[0]), soft, key, key, evaluation,
+    )  # fmt: skip
 
 
 def _optimiser(recipe: Recipe) -> optax.GradientTransformation:

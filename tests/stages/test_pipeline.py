@@ -115,7 +115,7 @@ def test_online_labels_equal_stored_ones(first):
 
     from ot_dd.stages.prepare import prepare
     from ot_dd.stages.relabel import relabel
-    from ot_dd.stages.study import distil
+    from ot_dd.stages.sets import distil
     from ot_dd.stages.train import train
     from ot_dd.training.views import mean_logits, view_batch
     from ot_dd.workdir import WorkDir

@@ -1,13 +1,22 @@
 """Everything that refinement may move, with every kind of feature."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import cifar100
+from ot_dd import ot
+from ot_dd.data import AugmentConfig
 from ot_dd.stages.artifacts import Prepared, to_float
 from ot_dd.stages.prepare import prepare
-from ot_dd.stages.refine import refine
+from ot_dd.stages.refine import (
+    _feature_sources,
+    _fixed,
+    _real_features,
+    feature_distance,
+    refine,
+)
 from ot_dd.stages.sample import sample
 from ot_dd.workdir import WorkDir
 
@@ -36,6 +45,16 @@ def ready(tmp_path_factory) -> tuple[WorkDir, Prepared]:
         ({"optimise": "pixels", "features": ("teachers",)}, True),
         ({"optimise": "decoder", "divergence": "distance"}, False),
         ({"optimise": "denoiser", "rank": 2, "clip": 1.0}, True),
+        (
+            {
+                "pool": 2,
+                "features": ("fresh:convnet3", "surrogate", "teachers"),
+                "real_batch": 40,
+                "epsilon_end": 0.1,
+            },
+            True,
+        ),
+        ({"tau": 0.8, "epsilon": 0.5}, True),
     ],
 )
 def test_each_target_changes_the_images(ready, changes, moves_latents):
@@ -86,3 +105,44 @@ def test_the_class_term_lowers_the_cross_entropy_of_trained_networks(ready):
     without = refine(made, work, prepared, start)
     assert cross_entropy(end) < cross_entropy(start) - 0.02
     assert cross_entropy(end) < cross_entropy(without) - 0.02
+
+
+def test_features_that_are_kept_are_those_of_the_pool(ready):
+    work, prepared = ready
+    settings = config().refine
+    settings.pool, settings.features = 2, ("fresh:convnet3", "surrogate")
+    trajectory = jax.tree.leaves(prepared.surrogate.params)[0].shape[0]
+    sources = _feature_sources(settings, 3, trajectory)
+    plain = AugmentConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)
+    start = sample(config(), work, prepared, name="guided", seed=0, terms=())
+    fixed = _fixed(config(), prepared, start)
+    images = jnp.asarray(prepared.dataset.train.images)
+    kept = _real_features(sources, plain, images, fixed, size=7)
+    assert [k.shape[:2] for k in kept] == [(n, len(images)) for n in (2, trajectory)]
+    for source, features in zip(sources, kept):
+        for number in range(source.count):
+            _, want = source.run(jnp.int32(number), to_float(images), fixed)
+            np.testing.assert_allclose(features[number], want, rtol=1e-4, atol=1e-4)
+    assert np.abs(kept[0][0] - kept[0][1]).max() > 1e-2
+
+
+def test_distance_of_features_is_the_divergence_up_to_the_real_term():
+    rng = np.random.default_rng(0)
+    x, y = (jnp.asarray(rng.normal(size=(n, 4)), jnp.float32) for n in (6, 9))
+    settings = config().refine
+    settings.epsilon, settings.num_iters = 0.5, 500
+
+    def divergence(x, real):
+        epsilon = 0.5 * jax.lax.stop_gradient(((x[:, None] - real) ** 2).sum(-1).mean())
+        return ot.sinkhorn_divergence(
+            x, real, cost_fn="sqeuclidean", epsilon=epsilon, num_iters=500
+        )
+
+    ours = jax.grad(lambda x: feature_distance(x, y, settings))(x)
+    np.testing.assert_allclose(ours, jax.grad(divergence)(x, y), atol=1e-5)
+    # Annealed: at the end of the run it is the distance at `epsilon_end`.
+    settings.epsilon, settings.epsilon_end = 10.0, 0.5
+    end = jax.grad(lambda x: feature_distance(x, y, settings, 1.0))(x)
+    np.testing.assert_allclose(end, ours, atol=1e-5)
+    start = jax.grad(lambda x: feature_distance(x, y, settings, 0.0))(x)
+    assert np.abs(start - ours).max() > 1e-3

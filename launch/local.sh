@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Several processes on this machine, as on the hosts of a pod: to try a config, or for
+# machines with several accelerators.
+#
+#   launch/local.sh [--processes=2] [--devices=4] [--dry-run] --config=configs/digits.py ...
+#
+# --devices: CPU devices of each process (0: whatever each process finds). Everything
+# else goes to python -m ot_dd.distill. Ctrl-C or SIGTERM ends all of them.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+processes=2 devices=0 dry=0 rest=()
+for argument in "$@"; do
+  case "$argument" in
+    --processes=*) processes="${argument#*=}" ;;
+    --devices=*) devices="${argument#*=}" ;;
+    --dry-run) dry=1 ;;
+    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    *) rest+=("$argument") ;;
+  esac
+done
+for number in "$processes" "$devices"; do
+  if ! [[ "$number" =~ ^[0-9]+$ ]]; then
+    echo "local.sh: --processes and --devices are whole numbers, found '$number'" >&2
+    exit 2
+  fi
+done
+
+python="${PYTHON:-.venv/bin/python}"
+port="${PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')}"
+if [ "$devices" -gt 0 ]; then
+  export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES="$devices"
+fi
+
+pids=()
+end() { kill -TERM "${pids[@]}" 2>/dev/null || true; }
+trap end INT TERM
+for ((id = 0; id < processes; id++)); do
+  command=("$python" -m ot_dd.distill ${rest[@]+"${rest[@]}"}
+    "--coordinator=localhost:$port" "--num_processes=$processes" "--process_id=$id")
+  printf '+ %s\n' "$(printf '%q ' "${command[@]}")" >&2
+  if [ "$dry" -eq 0 ]; then
+    "${command[@]}" &
+    pids+=("$!")
+  fi
+done
+
+status=0
+for pid in ${pids[@]+"${pids[@]}"}; do
+  # A trapped signal ends `wait` early: ask again until the process is gone.
+  while kill -0 "$pid" 2>/dev/null; do wait "$pid" || status=$?; done
+  wait "$pid" || status=$?
+  # One that failed leaves the others waiting for it.
+  if [ "$status" -ne 0 ]; then end; fi
+done
+exit "$status"

@@ -1,0 +1,69 @@
+"""Floating-point operations of a function, counted in its jaxpr.
+
+XLA's own count takes a loop's body once and knows nothing of custom calls; here a scan
+counts its length. Multiplications and additions of matrix products and convolutions
+count two each, every other operation one for each element it writes; of the branches of
+a conditional the dearest counts, and a `while` loop counts one turn.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+from jax.extend import core
+
+
+def flops(fn: Callable, *args) -> float:
+    """Returns the operations of `fn(*args)`.
+
+    Args:
+      fn: a traceable function; what is inside `jax.jit` counts too.
+      *args: arrays or `jax.ShapeDtypeStruct`s; nothing is computed.
+    """
+    return _of(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def traced_flops(traced) -> float:
+    """Returns the operations of what `jax.jit(fn).trace(...)` returned.
+
+    The call itself finds the same trace again: counting first costs nothing.
+    """
+    return _of(traced.jaxpr.jaxpr)
+
+
+def _of(jaxpr) -> float:
+    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation) -> float:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contract, _), _ = params["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        return 2.0 * _size(equation) * math.prod(shape[axis] for axis in contract)
+    if name == "conv_general_dilated":
+        # The kernel is [out, in / groups, *window] after its dimension numbers.
+        kernel = equation.invars[1].aval.shape
+        features = kernel[params["dimension_numbers"].rhs_spec[0]]
+        return 2.0 * _size(equation) * math.prod(kernel) / features
+    if name == "scan":
+        return params["length"] * _of(params["jaxpr"].jaxpr)
+    if name == "cond":
+        return max(_of(branch.jaxpr) for branch in params["branches"])
+    inner = [_of(jaxpr) for jaxpr in _inside(params)]
+    if name == "shard_map":  # What is inside every device does.
+        return params["mesh"].size * sum(inner)
+    return sum(inner) if inner else float(_size(equation))
+
+
+def _inside(params):
+    """Yields the programs among an equation's parameters: a call's, a loop's."""
+    for value in params.values():
+        if isinstance(value, core.ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, core.Jaxpr):
+            yield value
+
+
+def _size(equation) -> int:
+    return sum(math.prod(out.aval.shape) for out in equation.outvars)

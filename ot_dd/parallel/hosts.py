@@ -1,0 +1,109 @@
+"""Several processes: how they find one another, agree and exchange arrays."""
+
+import os
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from ot_dd.config import ConfigError
+
+# What a cluster sets on every one of its machines; JAX reads the rest from there.
+_CLUSTERS = (
+    "TPU_WORKER_HOSTNAMES",  # Cloud TPU slices of several hosts, and GKE
+    "MEGASCALE_COORDINATOR_ADDRESS",  # several slices
+    "JAX_COORDINATOR_ADDRESS",
+)
+
+
+def start_processes(
+    coordinator: str = "", num_processes: int = 0, process_id: int = -1
+) -> None:
+    """Joins this process to the others; must come before any use of a device.
+
+    Where a cluster says that there are several machines (Cloud TPU, GKE, Slurm) it
+    happens by itself; on a plain machine nothing does.
+
+    Args:
+      coordinator: `host:port` of the first process; needs the other two.
+      num_processes: how many there are.
+      process_id: which one this is, from 0.
+
+    Raises:
+      ConfigError: when only some of the three are given, or the id is out of range.
+    """
+    given = (bool(coordinator), num_processes > 0, process_id >= 0)
+    if any(given) and not all(given):
+        raise ConfigError(
+            "--coordinator=host:port, --num_processes and --process_id go together: "
+            f"found {coordinator!r}, {num_processes} and {process_id}"
+        )
+    if all(given):
+        if process_id >= num_processes:
+            raise ConfigError(
+                f"--process_id is {process_id}, but --num_processes is {num_processes}: "
+                f"ids are 0 .. {num_processes - 1}"
+            )
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    elif _is_cluster():
+        jax.distributed.initialize()
+
+
+def _is_cluster() -> bool:
+    """Whether the environment says that this is one machine of several."""
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    if any(os.environ.get(name) for name in _CLUSTERS[1:]) or "," in hosts:
+        return True
+    return int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ
+
+
+def is_leader() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits for every process; nothing where there is one."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def agree(value: bool) -> bool:
+    """Returns the leader's value, so that all processes take the same way."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
+def to_host(tree):
+    """Returns NumPy arrays, whole on every process, of arrays that lie anywhere."""
+
+    def one(x):
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            if x.is_fully_replicated:
+                x = x.addressable_data(0)
+            else:
+                x = multihost_utils.process_allgather(x, tiled=True)
+        return np.asarray(x)
+
+    return jax.tree.map(one, tree)
+
+
+def gather_rows(count: int, make: Callable[[range], np.ndarray]) -> np.ndarray:
+    """Makes rows `0 .. count - 1`, every process its share, and returns all of them.
+
+    Args:
+      count: rows in all.
+      make: `range -> [len(range), ...]`, of any range of rows.
+    """
+    processes = jax.process_count()
+    if processes == 1:
+        return make(range(count))
+    share = -(-count // processes)
+    first = min(jax.process_index() * share, count - 1)
+    rows = range(first, min(first + share, count))
+    own = np.asarray(make(rows))
+    padding = [(0, share - len(own))] + [(0, 0)] * (own.ndim - 1)
+    every = multihost_utils.process_allgather(np.pad(own, padding))
+    return every.reshape(-1, *own.shape[1:])[:count]

@@ -1,0 +1,257 @@
+"""Every set of images by its name: ours, its ablations and the baselines."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ot_dd import baselines
+from ot_dd.config import fingerprint
+from ot_dd.diffusion import SAMPLERS, process
+from ot_dd.parallel import side_by_side
+from ot_dd.stages import plan
+from ot_dd.stages.artifacts import ImageSet, Prepared, to_float, to_uint8
+from ot_dd.stages.minimax import fine_tuned
+from ot_dd.stages.prepare import decode_images, in_batches
+from ot_dd.stages.refine import refine
+from ot_dd.stages.sample import make_process, sample
+from ot_dd.workdir import WorkDir
+
+
+def distil(
+    config,
+    workdir: WorkDir,
+    prepared: Prepared,
+    *,
+    seed: int,
+    mesh=None,
+    refined=True,
+    name="ot_dd",
+) -> ImageSet:
+    """Returns the full method's set: guided sampling, then refinement."""
+    start = sample(
+        config, workdir, prepared, name="guided", seed=seed,
+        terms=config.guidance.terms, mesh=mesh,
+    )  # fmt: skip
+    if not refined:
+        return start
+    return refine(config, workdir, prepared, start, name=name)
+
+
+def make_set(
+    config, workdir: WorkDir, prepared: Prepared, name: str, seed: int, mesh=None
+) -> ImageSet:
+    """Returns any set of the comparison by its name.
+
+    Args:
+      config: the whole config.
+      workdir: where sets are kept.
+      prepared: networks and real images.
+      name: "ot_dd", one of `plan.CHANGES`, or one of `plan.BASELINES`.
+      seed: the set's seed.
+      mesh: devices for sampling.
+    """
+    if name == "ot_dd" or name in plan.CHANGES:
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict(plan.CHANGES.get(name, {}))
+        return distil(changed, workdir, prepared, seed=seed, mesh=mesh, name=name)
+    if name == "d4m":
+        return _d4m(config, workdir, prepared, seed)
+    terms = {"igd": ("influence", "deviation")}
+    if name == "minimax":
+        prepared = fine_tuned(config, workdir, prepared)
+    if name in ("diffusion", "igd", "minimax"):
+        return sample(
+            config, workdir, prepared, name=name, seed=seed,
+            terms=terms.get(name, ()), mesh=mesh,
+        )  # fmt: skip
+    return _made_of_real(config, workdir, prepared, name, seed)
+
+
+def make_sets(
+    config, workdir: WorkDir, prepared: Prepared, names, count: int, mesh=None
+) -> dict[str, list[ImageSet]]:
+    """Returns `{name: sets}`, `count` of each, or the one there is without a seed.
+
+    Args:
+      config: the whole config.
+      workdir: where sets are kept.
+      prepared: networks and real images.
+      names: as `make_set` takes them.
+      count: sets of each name.
+      mesh: devices for sampling.
+    """
+    with side_by_side(workdir.metrics.stop) as submit:
+        jobs = {
+            name: [
+                submit(make_set, config, workdir, prepared, name, seed, mesh)
+                for seed in range(1 if name in WITHOUT_SEED else count)
+            ]
+            for name in names
+        }
+        return {name: [job.result() for job in jobs[name]] for name in names}
+
+
+def _made_of_real(config, workdir, prepared, name, seed):
+    """Returns a baseline that chooses real images, or is made of them."""
+    images, labels = prepared.dataset.train
+    ipc, number = config.ipc, config.seed * 1000 + seed
+    chosen = "always alike" if name in WITHOUT_SEED else (config.seed, seed)
+    key = fingerprint(prepared.key, name, ipc, chosen)
+
+    def make():
+        return _MAKERS[name](prepared, labels, ipc, number)
+
+    made = workdir.arrays(f"{name}-{key}", make)
+    if "rows" in made:
+        made["images"] = images[made["rows"]]
+        made["latents"] = np.asarray(prepared.latents)[made["rows"]]
+    if name == "random_decoded":
+        made["images"] = _decoded(prepared, made["latents"])
+    return ImageSet(
+        name, seed, made["images"], made.get("latents"), key,
+        weights=made.get("weights"),
+    )  # fmt: skip
+
+
+def _decoded(prepared, latents):
+    """Decodes latents `[classes, ipc, ...]` to uint8 images."""
+    flat = jnp.asarray(latents.reshape(-1, *latents.shape[2:]))
+    images = np.asarray(
+        to_uint8(jnp.asarray(decode_images(prepared.autoencoder, flat)))
+    )
+    return images.reshape(*latents.shape[:2], *images.shape[1:])
+
+
+def _flat_latents(prepared):
+    return np.asarray(prepared.latents).reshape(len(prepared.latents), -1)
+
+
+def _random(prepared, labels, ipc, seed):
+    return {"rows": baselines.random_rows(labels, ipc, seed)}
+
+
+def _kmeans(prepared, labels, ipc, seed):
+    return {"rows": baselines.kmeans_rows(_flat_latents(prepared), labels, ipc, seed)}
+
+
+def _by_features(choose):
+    """Returns a maker that chooses rows by the first teacher's features."""
+
+    def make(prepared, labels, ipc, seed):
+        images = to_float(jnp.asarray(prepared.dataset.train.images))
+        features = in_batches(class_features, (prepared.teachers[0],), images)
+        return {"rows": choose(features, labels, ipc, seed)}
+
+    return make
+
+
+def class_features(teacher, images):
+    """Returns a teacher's features; a function of its own, so that it compiles once."""
+    return teacher.features(images)
+
+
+def _el2n(prepared, labels, ipc, seed):
+    images = to_float(jnp.asarray(prepared.dataset.train.images))
+    # The first checkpoint is the random initialisation; there may be no other.
+    checkpoints = jax.tree.map(
+        lambda p: p[1:] if len(p) > 1 else p, prepared.surrogate.params
+    )
+    surrogate = prepared.surrogate.replace(params=checkpoints)
+    probabilities = in_batches(_probabilities, (surrogate,), images)
+    scores = baselines.el2n_scores(probabilities.transpose(1, 0, 2), labels)
+    return {"rows": baselines.easiest_rows(scores, labels, ipc)}
+
+
+def _probabilities(surrogate, images):
+    """Returns `[b, checkpoints, classes]`."""
+
+    def at(params):
+        logits = surrogate.module.apply({"params": params}, images, train=False)
+        return jax.nn.softmax(logits)
+
+    return jax.lax.map(at, surrogate.params).transpose(1, 0, 2)
+
+
+def _quantised(prepared, labels, ipc, seed):
+    flat = _flat_latents(prepared)
+    centroids, weights = baselines.quantise(flat, labels, ipc, seed)
+    shape = (*centroids.shape[:2], *prepared.latents.shape[1:])
+    latents = centroids.astype(np.float32).reshape(shape)
+    return {
+        "latents": latents, "weights": weights, "images": _decoded(prepared, latents),
+    }  # fmt: skip
+
+
+def _prototypes(prepared, labels, ipc, seed):
+    made = _quantised(prepared, labels, ipc, seed)
+    return {k: v for k, v in made.items() if k != "weights"}
+
+
+def _d4m(config, workdir, prepared, seed):
+    """Samples anew from noised prototypes (D4M: Su et al., CVPR 2024)."""
+    start = _made_of_real(config, workdir, prepared, "prototypes", seed)
+    key = fingerprint(start.key, config.sampler, plan.D4M_STRENGTH)
+
+    def make():
+        shape = start.latents.shape
+        latents = _sampled_from(
+            (config.sampler.name, plan.D4M_STRENGTH),
+            make_process(config),
+            prepared.denoiser,
+            jnp.asarray(start.latents.reshape(-1, *shape[2:])),
+            start.flat()[1],
+            jax.random.fold_in(jax.random.key(config.seed), 5000 + seed),
+        )
+        latents = np.asarray(latents).reshape(shape)
+        return {"latents": latents, "images": _decoded(prepared, latents)}
+
+    made = workdir.arrays(f"d4m-{seed}-{key}", make)
+    return ImageSet("d4m", seed, made["images"], made["latents"], key)
+
+
+@partial(jax.jit, static_argnums=0)
+def _sampled_from(static, schedule, denoiser, latents, classes, key):
+    """Noises latents `[n, ...]` to a share of the schedule, and samples from there."""
+    sampler, strength = static
+    first = max(1, round(strength * schedule.alpha.shape[0])) - 1
+
+    def noise(i):
+        return jax.random.normal(jax.random.fold_in(key, i), latents.shape)
+
+    def body(z, i):
+        prediction = denoiser(schedule, z, i, classes)
+        return SAMPLERS[sampler](schedule, i, z, prediction, noise(i)), None
+
+    z = process.add_noise(schedule, first, latents, noise(first + 1))
+    return jax.lax.scan(body, z, jnp.arange(first, -1, -1))[0]
+
+
+def _collage(prepared, labels, ipc, seed):
+    teacher, key = prepared.teachers[0], jax.random.key(seed)
+    made = []
+    for c in range(len(prepared.dataset.class_names)):
+        own = to_float(jnp.asarray(prepared.dataset.train.images[labels == c]))
+
+        def loss(views, c=c):
+            return -jax.nn.log_softmax(teacher(views))[:, c]
+
+        made.append(baselines.collages(own, ipc, loss, jax.random.fold_in(key, c)))
+    return {"images": np.asarray(to_uint8(jnp.asarray(np.stack(made))))}
+
+
+# Sets that nothing random is in: one of each is all there are.
+WITHOUT_SEED = ("herding", "kcenter", "el2n")
+_MAKERS = {
+    "random": _random,
+    "random_decoded": _random,
+    "kmeans": _kmeans,
+    "kmeans_features": _by_features(baselines.kmeans_rows),
+    "herding": _by_features(lambda f, y, ipc, seed: baselines.herding_rows(f, y, ipc)),
+    "kcenter": _by_features(lambda f, y, ipc, seed: baselines.kcenter_rows(f, y, ipc)),
+    "el2n": _el2n,
+    "quantised": _quantised,
+    "prototypes": _prototypes,
+    "collage": _collage,
+}

@@ -1,0 +1,59 @@
+"""Operations against counts by hand, XLA's and fvcore-like sums of whole networks."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ot_dd import models
+from ot_dd.flops import flops
+
+
+def test_a_product_counts_twice_its_multiplications():
+    x, y = jnp.zeros((3, 5)), jnp.zeros((5, 7))
+    assert flops(jnp.dot, x, y) == 2 * 3 * 5 * 7
+    assert flops(jax.jit(jnp.dot), x, y) == 2 * 3 * 5 * 7
+    assert flops(jax.vmap(jnp.dot), jnp.zeros((4, 3, 5)), jnp.zeros((4, 5, 7))) == 840
+
+
+def test_loops_count_their_turns_and_branches_the_dearest():
+    x = jnp.zeros((8, 8))
+
+    def loop(x):
+        return jax.lax.scan(lambda c, _: (c @ c, None), x, length=11)[0]
+
+    assert flops(loop, x) == 11 * 2 * 8**3
+    assert flops(lambda x: jax.lax.fori_loop(0, 11, lambda _, c: c @ c, x), x) >= (
+        11 * 2 * 8**3
+    )
+
+    def branch(x):
+        return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x, lambda x: x, x)
+
+    assert 2 * 8**3 <= flops(branch, x) < 2 * 8**3 + 100
+
+
+def test_a_gradient_costs_three_forward_passes():
+    module = models.create("resnet18", num_classes=1000, stem="imagenet")
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
+
+    def forward(variables, x):
+        return module.apply(variables, x, train=False).sum()
+
+    once = flops(forward, variables, image)
+    # 1.814e9 multiplications (torchvision), and a little for all the rest.
+    assert once == pytest.approx(2 * 1.814e9, rel=0.02)
+    both = flops(jax.value_and_grad(forward), variables, image)
+    assert both == pytest.approx(3 * once, rel=0.06)
+
+
+def test_dit_xl_2_is_as_its_paper_says():
+    module = models.create("dit_xl_2", num_classes=1000)
+    z = jax.ShapeDtypeStruct((1, 32, 32, 4), jnp.float32)
+    row = jax.ShapeDtypeStruct((1,), jnp.float32)
+    label = jax.ShapeDtypeStruct((1,), jnp.int32)
+    key = jax.random.key(0)
+    variables = jax.eval_shape(lambda *a: module.init(key, *a), z, row, label)
+    found = flops(module.apply, variables, z, row, label)
+    # Peebles and Xie count 118.6 G multiplications as FLOPs.
+    assert found == pytest.approx(2 * 118.6e9, rel=0.05)

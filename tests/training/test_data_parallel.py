@@ -1,0 +1,104 @@
+"""The same training on one device and on eight, whole parameters or split ones."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+_RUN = """
+import json, sys, tempfile
+from pathlib import Path
+import jax, jax.numpy as jnp, optax
+jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+from ot_dd import models, parallel
+from ot_dd.data import AugmentConfig
+from ot_dd.training import fit, make_state, make_step
+from ot_dd.training.students import Recipe, train_student
+from ot_dd.workdir import WorkDir
+
+key = jax.random.key(0)
+images = jax.random.normal(key, (256, 16, 16, 3))
+labels = jnp.arange(256) % 4
+images = images + 0.5 * labels[:, None, None, None]
+module = models.create("convnet", num_classes=4, width=64, depth=2, norm="batch")
+variables = module.init(key, images[:2], train=True)
+stats = {k: v for k, v in variables.items() if k != "params"}
+
+def loss_fn(params, state, key, data):
+    rows = jax.random.randint(key, (64,), 0, len(data[0]))
+    x, y = parallel.split((data[0][rows], data[1][rows]))
+    logits, state = module.apply(
+        {"params": params, **state}, x, train=True, mutable=list(state))
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+    return loss, (state, {})
+
+tx = optax.adam(1e-3)
+
+def fresh():
+    params, state = jax.tree.map(jnp.array, (variables["params"], stats))
+    return make_state(params, tx, state)
+
+work = WorkDir(Path(tempfile.mkdtemp()))
+step_fn = make_step(loss_fn, tx, ema_decay=0.9)
+first = work.checkpoints("net")
+state, curve = fit(
+    "net", fresh(), step_fn, (images, labels), key,
+    num_steps=50, checkpoints=first, metrics=work.metrics, chunk=1,
+    save_every=25, strategy=sys.argv[2])
+# Restored whole from parts, or from copies.
+first.close()
+second = work.checkpoints("net")
+again, _ = fit(
+    "net", fresh(), step_fn, (images, labels), key,
+    num_steps=50, checkpoints=second, metrics=work.metrics,
+    strategy="replicate")
+second.close()
+same = jax.tree.map(lambda a, b: bool((a == b).all()), state.ema, again.ema)
+assert all(jax.tree.leaves(same))
+
+recipe = Recipe(
+    labels="soft", steps=50, batch_size=64, optimiser="adamw", learning_rate=1e-3,
+    weight_decay=0.01, zeta=2.0, decays=(), ema=0.9, ce_weight=0.1, mse_weight=1.0,
+    ot_weight=1.0, kl_weight=0.0, kl_temperature=20.0, temperature=2.0, epsilon=0.1,
+    num_iters=20, plan="sinkhorn", evaluations=50, augment=AugmentConfig())
+soft = 2 * jax.random.normal(key, (2, 4, 64, 4))
+student = train_student(
+    models.create("convnet", num_classes=4, width=16, depth=2), recipe, 2, images,
+    labels, jnp.ones(256), soft, key, key, (images[None, :64], labels[None, :64]),
+    mesh=parallel.local_mesh())
+print(json.dumps({
+    "devices": jax.device_count(), "network": curve["loss"],
+    "student": student.loss.tolist(), "transport": student.transport.tolist()}))
+"""
+
+
+def losses(devices: int, strategy: str) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-c", _RUN, str(devices), strategy],
+        capture_output=True, text=True, timeout=600, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["devices"] == devices
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return losses(1, "replicate")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["replicate", "fsdp"])
+def test_eight_devices_follow_the_curve_of_one(alone, strategy):
+    found = losses(8, strategy)
+    assert len(alone["network"]) == len(alone["student"]) == 50
+    for curve in ("network", "student", "transport"):
+        np.testing.assert_allclose(found[curve], alone[curve], atol=1e-4)
+    # It learns, and transport between batches is part of what it learns from.
+    assert alone["network"][-1] < 0.5 * alone["network"][0]
+    assert alone["transport"][-1] != alone["transport"][0]
