@@ -26,10 +26,10 @@ from scipy import stats
 from ot_dd import geometry
 from ot_dd.checkpoint import write_json
 from ot_dd.config import fingerprint
+from ot_dd.data import to_float
 from ot_dd.parallel import data_mesh
 from ot_dd.stages import plan
 from ot_dd.stages._summary import paired_difference
-from ot_dd.stages.artifacts import to_float
 from ot_dd.stages.evaluation import evaluate
 from ot_dd.stages.prepare import in_batches, prepare
 from ot_dd.stages.relabel import teachers_for

@@ -21,12 +21,12 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from ot_dd.checkpoint import write_json
-from ot_dd.config import validate
 from ot_dd.parallel import data_mesh, side_by_side
 from ot_dd.stages.prepare import prepare
 from ot_dd.stages.relabel import relabel, teachers_for
 from ot_dd.stages.sets import make_set
 from ot_dd.stages.train import train
+from ot_dd.validation import validate
 from ot_dd.workdir import WorkDir
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py")

@@ -76,6 +76,8 @@ def base(name: str) -> ConfigDict:
         dict(
             # What the full method uses; the baseline IGD takes the first two.
             terms=("influence", "deviation", "transport"),
+            # A gradient that is not finite: stop, or skip it for its sample and count.
+            not_finite="stop",
             influence=dict(strength=0.0, window=(14, 19), normalise="rms"),
             deviation=dict(strength=0.0, window=(14, 19), normalise="raw"),
             transport=dict(

@@ -59,7 +59,15 @@ class Checkpoints:
         if step is None:
             return None
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, example)
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        try:
+            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"checkpoint {self.directory}, step {step}, is damaged or of another "
+                f"network ({reason}): delete that folder, and the same command makes it "
+                "again"
+            ) from error
 
     def finish(self, note: dict) -> None:
         """Waits for pending writes, then marks the run as finished with `note`."""
@@ -95,8 +103,19 @@ def write_json(path: Path, value: Any, *, everyone: bool = False) -> None:
 
 
 def read_json(path: Path) -> Any | None:
-    """Returns the JSON of a file, or None where there is none."""
-    return json.loads(path.read_text()) if path.exists() else None
+    """Returns the JSON of a file, or None where there is none.
+
+    Raises:
+      ValueError: for a file that is not JSON.
+    """
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): delete it, and the same command makes it again"
+        ) from error
 
 
 def write_atomic(path: Path, write, *, everyone: bool = False) -> None:
@@ -115,6 +134,8 @@ def write_atomic(path: Path, write, *, everyone: bool = False) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # A full disk does not say where.
         raise

@@ -1,9 +1,58 @@
 """What every resumable command does with an error, with Ctrl-C and with SIGTERM."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+_MISTAKES = (flags.Error, AttributeError, KeyError, TypeError, ValueError)
+
+
+def config_flag(what: str):
+    """Defines `--config=file.py:switch` and `--config.field=value`; default digits.
+
+    Overrides of the default config are read here, before other flags are parsed.
+
+    Args:
+      what: the flag's help.
+    """
+    default = Path(__file__).resolve().parent.parent / "configs" / "digits.py"
+    try:
+        return config_flags.DEFINE_config_file(
+            "config", str(default), what, lock_config=True
+        )
+    except _MISTAKES as error:
+        _refuse(error)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses absl's flags, for `app.run`; a wrong one is one line and exit code 2."""
+    try:
+        rest = flags.FLAGS(argv)
+        flags.FLAGS.config  # noqa: B018 - a file that cannot be loaded says so when asked
+        return rest
+    except _MISTAKES as error:
+        _refuse(error)
+
+
+def _refuse(error):
+    if os.environ.get("OT_DD_DEBUG"):
+        raise error
+    # A config file's own error comes wrapped in its traceback.
+    text = str(error).split("ConfigError: ")[-1].split("Pass --help")[0]
+    text = (
+        " ".join(text.replace("\\n", " ").split()).replace("\\", "").replace("''", "'")
+    )
+    field = re.match(r"\W*(\w+)\W+(Did you mean .*?\?)", text)
+    if field:
+        text = f"the config has no field {field[1]!r}. {field[2]}"
+    print(f"error: {text}", file=sys.stderr)
+    sys.exit(2)
 
 
 def exit_code(work: Callable[[], object]) -> int:

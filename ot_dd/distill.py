@@ -21,17 +21,12 @@ import time
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from ot_dd.command import exit_code
-from ot_dd.config import ConfigError, validate
+from ot_dd.command import config_flag, exit_code, parse_flags
+from ot_dd.config import ConfigError
 
-_ROOT = Path(__file__).resolve().parent.parent
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    str(_ROOT / "configs" / "digits.py"),
-    "The run's config; `file.py:switch` passes a switch, such as :debug.",
-    lock_config=True,
+_CONFIG = config_flag(
+    "The run's config; `file.py:switch` passes a switch, such as :debug."
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Where everything is kept; default out/<name of the config>."
@@ -68,6 +63,7 @@ def run(config, workdir: Path, stages: tuple[str, ...] = ()) -> dict:
     from ot_dd.stages.results import write_config, write_results
     from ot_dd.stages.sets import distil
     from ot_dd.stages.study import run_study
+    from ot_dd.validation import validate
     from ot_dd.workdir import WorkDir
 
     for stage in stages:
@@ -138,4 +134,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

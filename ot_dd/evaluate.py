@@ -20,18 +20,11 @@ import sys
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from ot_dd.command import exit_code
+from ot_dd.command import config_flag, exit_code, parse_flags
 
-_ROOT = Path(__file__).resolve().parent.parent
-
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    str(_ROOT / "configs" / "digits.py"),
-    "The data to test on and the teachers; `file.py:switch` passes a switch.",
-    lock_config=True,
+_CONFIG = config_flag(
+    "The data to test on and the teachers; `file.py:switch` passes a switch."
 )
 _DISTILLED = flags.DEFINE_list("distilled", [], "Folders to judge, as [name=]DIR.")
 _PROTOCOL = flags.DEFINE_string(
@@ -89,4 +82,4 @@ def _judge():
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -14,6 +14,7 @@ import os
 import socket
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -61,8 +62,7 @@ class WorkDir:
         path = self.path / "cache" / f"{name}.npz"
         with self.turn(name):
             if agree(path.exists()):
-                with np.load(path, allow_pickle=False) as stored:
-                    return dict(stored)
+                return _load_arrays(path)
             with self.timed(name):
                 made = {key: np.asarray(value) for key, value in make().items()}
             write_atomic(path, lambda file: np.savez(file, **made))
@@ -114,6 +114,16 @@ class WorkDir:
     def _numbers(self, folder: str) -> dict[str, float]:
         paths = sorted((self.path / "cache" / folder).glob("*.json"))
         return {path.stem: read_json(path) for path in paths}
+
+
+def _load_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): delete it, and the same command makes it again"
+        ) from error
 
 
 _LOCKS: dict[Path, IO] = {}  # Held until the process ends, however it does.

@@ -5,7 +5,8 @@ import importlib
 import pytest
 
 from configs import digits
-from ot_dd.config import ConfigError, fingerprint, parse_arg, validate
+from ot_dd.config import ConfigError, fingerprint, parse_arg
+from ot_dd.validation import validate
 
 NAMES = ("digits", "fashion_mnist", "imagenet1k", "imagenette", "imagewoof", "cifar100")
 

@@ -12,6 +12,7 @@ from ot_dd.data.augment import (
     augment,
     sample_params,
 )
+from ot_dd.data.pixels import to_float, to_uint8
 from ot_dd.data.sources import Dataset, Images, load
 
 __all__ = [
@@ -23,4 +24,6 @@ __all__ = [
     "augment",
     "load",
     "sample_params",
+    "to_float",
+    "to_uint8",
 ]

@@ -1,6 +1,8 @@
 """Diffusion processes, samplers, and the guidance that steers them (JAX only)."""
 
 from ot_dd.diffusion.guidance import (
+    NORMALISATIONS,
+    SPACES,
     Moment,
     Transport,
     deviation,
@@ -20,7 +22,9 @@ from ot_dd.diffusion.samplers import SAMPLERS, ddim_step, ddpm_step, flow_step
 from ot_dd.diffusion.steering import Term, sample_classes
 
 __all__ = [
+    "NORMALISATIONS",
     "SAMPLERS",
+    "SPACES",
     "Moment",
     "Prediction",
     "Process",

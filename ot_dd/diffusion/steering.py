@@ -46,7 +46,7 @@ def sample_classes(
     terms: tuple[Term, ...] = (),
     transport: guidance.Transport | None = None,
     influence: Callable[[guidance.Moment], jax.Array] | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Generates `ipc` latents of each class, later ones aware of earlier ones.
 
     Noise comes from (key, class, index in the class) alone, so the images do not
@@ -68,8 +68,10 @@ def sample_classes(
       influence: needed by the term `"influence"`: `Moment -> gradient`.
 
     Returns:
-      The latents `[c, ipc, *latent_shape]` and the transport distance at each step of
-      each group `[ipc / group, steps, c]`, NaN where the term did not act.
+      The latents `[c, ipc, *latent_shape]`; the transport distance at each step of each
+      group `[ipc / group, steps, c]`, NaN where the term did not act; and how many
+      samples' gradients of each term were not finite, and so were left out
+      `[ipc / group, steps, terms, c]`.
     """
     for term in terms:
         if term.name not in NAMES:
@@ -100,6 +102,7 @@ def sample_classes(
         return jax.vmap(jax.vmap(one))(keys)
 
     labels = jnp.repeat(classes, group)
+    unguided = jnp.full((c,), jnp.nan), jnp.zeros((len(terms), c), jnp.int32)
 
     def predict(z, i):
         prediction = denoise(flat(z), i, labels)
@@ -130,30 +133,34 @@ def sample_classes(
             pull_back=lambda cotangent: vjp(cotangent)[0],
         )
         moved = step(process, i, flat(z), prediction, flat(noise)).reshape(z.shape)
-        distance = jnp.full((c,), jnp.nan)
-        for term in terms:
+        distance, left_out = unguided
+        for number, term in enumerate(terms):
 
-            def act(operand, term=term):
-                moved, potentials, distance = operand
+            def act(operand, term=term, number=number):
+                moved, potentials, distance, left_out = operand
                 grad, potentials, value = gradient(
                     term, moment, memory_cost, potentials
                 )
                 grad = guidance.normalise(grad, moment, term.normalise)
+                axes = tuple(range(2, grad.ndim))
+                finite = jnp.isfinite(grad).all(axes)
+                grad = jnp.where(jnp.expand_dims(finite, axes), grad, 0.0)
+                left_out = left_out.at[number].set(jnp.sum(~finite, axis=1))
                 distance = jnp.where(jnp.isnan(value), distance, value)
-                return moved - term.strength * grad, potentials, distance
+                return moved - term.strength * grad, potentials, distance, left_out
 
             low, high = term.window
-            operand = (moved, potentials, distance)
+            operand = (moved, potentials, distance, left_out)
             operand = jax.lax.cond(
                 (low <= i) & (i <= high), act, lambda operand: operand, operand
             )
-            moved, potentials, distance = operand
-        return moved, potentials, distance
+            moved, potentials, distance, left_out = operand
+        return moved, potentials, (distance, left_out)
 
     def plain(z, i, noise, memory, filled, memory_cost, potentials):
         _, prediction = predict(z, i)
         moved = step(process, i, flat(z), prediction, flat(noise)).reshape(z.shape)
-        return moved, potentials, jnp.full((c,), jnp.nan)
+        return moved, potentials, unguided
 
     def reverse_step(carry, i):
         z, keys, memory, filled, memory_cost, potentials = carry
@@ -161,10 +168,10 @@ def sample_classes(
         if terms:
             active = [(low <= i) & (i <= high) for _, _, (low, high), *_ in terms]
             on = jnp.any(jnp.stack(active))
-            z, potentials, distance = jax.lax.cond(on, guided, plain, *args)
+            z, potentials, trace = jax.lax.cond(on, guided, plain, *args)
         else:
-            z, potentials, distance = plain(*args)
-        return (z, keys, memory, filled, memory_cost, potentials), distance
+            z, potentials, trace = plain(*args)
+        return (z, keys, memory, filled, memory_cost, potentials), trace
 
     def one_group(carry, number):
         memory, memory_cost = carry
@@ -173,9 +180,7 @@ def sample_classes(
         filled = (jnp.arange(slots) < first).astype(jnp.float32)
         potentials = (jnp.zeros((c, slots + group)), jnp.zeros((c, real_points)))
         state = (normal(keys, steps), keys, memory, filled, memory_cost, potentials)
-        state, distance = jax.lax.scan(
-            reverse_step, state, jnp.arange(steps - 1, -1, -1)
-        )
+        state, trace = jax.lax.scan(reverse_step, state, jnp.arange(steps - 1, -1, -1))
         z = state[0]
         if slots:
             memory = jax.lax.dynamic_update_slice_in_dim(memory, z, first, axis=1)
@@ -186,13 +191,13 @@ def sample_classes(
                 memory_cost = jax.lax.dynamic_update_slice_in_dim(
                     memory_cost, rows, first, axis=1
                 )
-        return (memory, memory_cost), (z, distance)
+        return (memory, memory_cost), (z, trace)
 
     memory = jnp.zeros((c, slots, *latent_shape))
     memory_cost = jnp.zeros((c, slots, real_points))
-    _, (latents, distances) = jax.lax.scan(
+    _, (latents, (distances, left_out)) = jax.lax.scan(
         one_group, (memory, memory_cost), jnp.arange(n // group)
     )
     # [groups, c, group, ...] -> [c, ipc, ...]
     latents = jnp.moveaxis(latents, 0, 1).reshape(c, n, *latent_shape)
-    return latents, distances
+    return latents, distances, left_out

@@ -75,9 +75,24 @@ _MODELS = MappingProxyType(
 )
 
 
-def names() -> tuple[str, ...]:
-    """Returns the registered names, sorted."""
-    return tuple(sorted(_MODELS))
+_KINDS = {
+    AutoencoderKL: "autoencoder",
+    SmallAutoencoder: "autoencoder",
+    DiT: "denoiser",
+}
+
+
+def names(kind: str = "") -> tuple[str, ...]:
+    """Returns the registered names, sorted.
+
+    Args:
+      kind: "classifier", "autoencoder" or "denoiser"; default all.
+    """
+    return tuple(
+        name
+        for name, (module_class, _) in sorted(_MODELS.items())
+        if kind in ("", _KINDS.get(module_class, "classifier"))
+    )
 
 
 def create(name: str, *, num_classes: int | None = None, **options) -> nn.Module:

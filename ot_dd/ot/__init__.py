@@ -5,13 +5,14 @@
 is the debiased distance, `exact` small problems without regularisation.
 """
 
-from ot_dd.ot._costs import CostFn, cost_matrix
+from ot_dd.ot._costs import COST_NAMES, CostFn, cost_matrix
 from ot_dd.ot._divergence import sinkhorn_divergence
 from ot_dd.ot._exact import exact
 from ot_dd.ot._sharded import solve_sample_sharded
 from ot_dd.ot._sinkhorn import OTResult, solve, solve_sample
 
 __all__ = [
+    "COST_NAMES",
     "CostFn",
     "OTResult",
     "cost_matrix",

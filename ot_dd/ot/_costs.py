@@ -103,6 +103,7 @@ _COSTS = {
     "mean_l1": _mean_l1,
     "cosine": _cosine,
 }
+COST_NAMES = tuple(_COSTS)
 # Of the costs that are homogeneous: c(s x, s y) = s^degree c(x, y).
 DEGREES = {"sqeuclidean": 2, "l1": 1, "mean_l1": 1}
 

@@ -21,16 +21,6 @@ from ot_dd.diffusion import (
 from ot_dd.models import Preprocess
 
 
-def to_float(images: jax.Array) -> jax.Array:
-    """Maps uint8 `[0, 255]` to float32 `[-1, 1]`."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
-
-
-def to_uint8(images: jax.Array) -> jax.Array:
-    """Maps float `[-1, 1]` to uint8, rounding and clipping."""
-    return jnp.round(jnp.clip(images * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
-
-
 def apply_in(dtype: str, module: nn.Module, params, x: jax.Array, *inputs) -> jax.Array:
     """Applies a network that computes in `dtype` to float32 `x`, with float32 params."""
     params, x = jax.tree.map(lambda v: v.astype(dtype), (params, x))
@@ -215,6 +205,7 @@ class ImageSet(NamedTuple):
       distances: mean transport distance along sampling `[groups, steps]`, or None.
       weights: what each image counts in a student's loss `[classes, ipc]`, 1 on average;
         None where all count alike.
+      left_out: gradients of guidance that were not finite and so left out.
     """
 
     name: str
@@ -224,6 +215,7 @@ class ImageSet(NamedTuple):
     key: str
     distances: Any = None
     weights: Any = None
+    left_out: int = 0
 
     def flat(self) -> tuple[Any, Any]:
         """Returns images `[n, h, w, c]` and labels `[n]`, class by class."""

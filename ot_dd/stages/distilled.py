@@ -107,6 +107,11 @@ def load_distilled(directory: Path) -> tuple[np.ndarray, np.ndarray, dict]:
         raise ValueError(f"{directory / 'dataset.json'} is damaged: distil again")
     images, labels = [], []
     for label, folder in enumerate(description["folders"]):
+        if Path(folder).name != folder or folder in ("", ".", ".."):
+            raise ValueError(
+                f"{directory / 'dataset.json'} names {folder!r}, which is no folder of "
+                "the set: distil again"
+            )
         files = sorted((directory / "images" / folder).glob("*.png"))
         if len(files) != description["ipc"]:
             raise ValueError(

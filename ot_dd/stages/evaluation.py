@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax.errors import FlaxError
 
 from ot_dd import models
-from ot_dd.config import ConfigError, nearest, validate
+from ot_dd.config import ConfigError, nearest
 from ot_dd.parallel import data_mesh, side_by_side
 from ot_dd.stages import plan
 from ot_dd.stages.folders import read_image_set
@@ -22,6 +22,7 @@ from ot_dd.stages.results import versions
 from ot_dd.stages.sets import make_sets
 from ot_dd.stages.train import train
 from ot_dd.training.protocols import apply_protocol, get_protocol
+from ot_dd.validation import validate
 from ot_dd.workdir import WorkDir
 
 

@@ -3,6 +3,7 @@
 STAGES = ("prepare", "sample", "refine", "relabel", "train", "report")
 TERMS = ("influence", "deviation", "transport")
 REFINE_TARGETS = ("latents", "pixels", "decoder", "denoiser")
+DIVERGENCES = ("sinkhorn", "distance", "mean")
 LABEL_MODES = ("stored", "online")
 BASELINES = (
     "random", "random_decoded", "kmeans", "kmeans_features", "herding", "kcenter",

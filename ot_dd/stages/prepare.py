@@ -14,6 +14,7 @@ from flax.errors import FlaxError
 
 from ot_dd import data, diffusion, losses, models
 from ot_dd.config import ConfigError, fingerprint, options, to_dict
+from ot_dd.data import to_float, to_uint8
 from ot_dd.losses.influence import ravel_gradient
 from ot_dd.parallel import gather_rows, side_by_side, split
 from ot_dd.stages import pretrained
@@ -24,8 +25,6 @@ from ot_dd.stages.artifacts import (
     Prepared,
     Surrogate,
     apply_in,
-    to_float,
-    to_uint8,
 )
 from ot_dd.training import fit, make_state, make_step, restore, run_flops
 from ot_dd.workdir import WorkDir

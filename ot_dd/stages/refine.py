@@ -18,6 +18,7 @@ from ml_collections import FrozenConfigDict
 
 from ot_dd import data, models, ot
 from ot_dd.config import fingerprint
+from ot_dd.data import to_float, to_uint8
 from ot_dd.diffusion import SAMPLERS, Process
 from ot_dd.parallel import split
 from ot_dd.stages.artifacts import (
@@ -27,8 +28,6 @@ from ot_dd.stages.artifacts import (
     ImageSet,
     Prepared,
     Surrogate,
-    to_float,
-    to_uint8,
 )
 from ot_dd.stages.prepare import augment_config
 from ot_dd.stages.sample import make_process
@@ -109,8 +108,9 @@ def refine(
 
     made = workdir.arrays(full_name, make)
     return ImageSet(
-        name, start.seed, made["images"], made["latents"], key, start.distances
-    )
+        name, start.seed, made["images"], made["latents"], key, start.distances,
+        left_out=start.left_out,
+    )  # fmt: skip
 
 
 class Fixed(NamedTuple):
@@ -178,11 +178,6 @@ def _start_params(config, prepared, start):
     if settings.optimise == "pixels":
         pixels = to_float(jnp.asarray(start.images))
         return pixels.reshape(-1, *pixels.shape[2:])
-    if settings.optimise == "decoder" and autoencoder.module is None:
-        raise ValueError(
-            "config.refine.optimise is 'decoder', but autoencoder.model is 'identity' "
-            "and has no decoder: use 'latents' or 'pixels'"
-        )
     weights = (
         autoencoder.variables["params"]
         if settings.optimise == "decoder"

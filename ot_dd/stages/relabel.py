@@ -10,7 +10,7 @@ import numpy as np
 from ot_dd.config import fingerprint
 from ot_dd.flops import traced_flops
 from ot_dd.parallel import gather_rows
-from ot_dd.stages.artifacts import ImageSet, Prepared, to_float
+from ot_dd.stages.artifacts import ImageSet, Prepared
 from ot_dd.stages.prepare import augment_config
 from ot_dd.training.views import batches_per_epoch, mean_logits, view_batch
 from ot_dd.workdir import WorkDir
@@ -77,7 +77,7 @@ def relabel(
 
     def make():
         inputs = (
-            to_float(jnp.asarray(images)), labels, jax.random.key(seed),
+            jnp.asarray(images), labels, jax.random.key(seed),
             prepared.teachers[:teachers],
         )  # fmt: skip
 
@@ -117,7 +117,7 @@ def view_parameters(config, image_set: ImageSet, soft: SoftLabels) -> dict:
     images, _ = image_set.flat()
     batches, size = batches_per_epoch(len(images), config.student.batch_size)
     augment = augment_config(config.data.augment)
-    pixels, rows = to_float(jnp.asarray(images)), jnp.arange(len(images))
+    pixels, rows = jnp.asarray(images), jnp.arange(len(images))
     key = jax.random.key(soft.seed)
 
     @jax.jit

@@ -73,6 +73,7 @@ def write_results(
             name: {
                 "title": TITLES[name],
                 "transport": study.transport[name],
+                "gradients_left_out": sum(one.left_out for one in made),
                 "bytes": {
                     "images": int(np.prod(made[0].images.shape)),
                     "soft_labels": soft.bytes(),

@@ -10,11 +10,12 @@ from jax.sharding import PartitionSpec as P
 
 from ot_dd import diffusion, platform
 from ot_dd.config import fingerprint, options
+from ot_dd.data import to_float, to_uint8
 from ot_dd.diffusion import SAMPLERS, Term, Transport, flow_process, sample_classes
 from ot_dd.diffusion.guidance import influence
 from ot_dd.flops import traced_flops
 from ot_dd.parallel import place, to_host
-from ot_dd.stages.artifacts import ImageSet, Prepared, to_float, to_uint8
+from ot_dd.stages.artifacts import ImageSet, Prepared
 from ot_dd.stages.plan import TERMS
 from ot_dd.stages.prepare import class_batches, class_gradients, decode_images
 from ot_dd.workdir import WorkDir
@@ -79,9 +80,10 @@ def sample(
             f"  sampling {name}, seed {seed}: "
             + (", ".join(strengths) or "no guidance")
         )
-        latents, distances, operations = generate(
+        latents, distances, left_out, operations = generate(
             config, prepared, seed, active, group, mesh
         )
+        _check_finite(config, active, left_out, f"{name}, seed {seed}")
         workdir.count_flops(f"sample-{name}-{seed}-{file_key}", operations)
         flat = latents.reshape(-1, *latents.shape[2:])
         images = to_uint8(jnp.asarray(decode_images(prepared.autoencoder, flat)))
@@ -90,10 +92,33 @@ def sample(
             "latents": latents,
             "images": images,
             "distances": np.asarray(distances).mean(-1),
+            "left_out": left_out.sum((0, 1, 3)),
         }
 
     made = workdir.arrays(f"sample-{name}-{seed}-{file_key}", make)
-    return ImageSet(name, seed, made["images"], made["latents"], key, made["distances"])
+    if made["left_out"].any():
+        counts = ", ".join(
+            f"{term.name} {n}" for term, n in zip(active, made["left_out"]) if n
+        )
+        workdir.metrics.say(f"  {name}, seed {seed}: gradients left out: {counts}")
+    return ImageSet(
+        name, seed, made["images"], made["latents"], key, made["distances"],
+        left_out=int(made["left_out"].sum()),
+    )  # fmt: skip
+
+
+def _check_finite(config, terms, left_out, name):
+    """Stops, unless the config says to go on, where a term's gradient is not finite."""
+    if not left_out.any() or config.guidance.not_finite == "skip":
+        return
+    group, step, term, label = (int(axis[0]) for axis in np.nonzero(left_out))
+    index = config.sampler.num_steps - 1 - step
+    raise FloatingPointError(
+        f"sampling {name}: the gradient of {terms[term].name} guidance is not finite at "
+        f"step {index}, class {label}, group {group}; nothing is kept of this set. Lower "
+        f"config.guidance.{terms[term].name}.strength, or leave such gradients out with "
+        "config.guidance.not_finite='skip'"
+    )
 
 
 def make_process(config) -> diffusion.Process:
@@ -128,8 +153,9 @@ def generate(config, prepared: Prepared, seed: int, terms, group: int, mesh=None
     Over a mesh every device has classes of its own and none waits for another.
 
     Returns:
-      Latents `[classes, ipc, ...]`, distances `[ipc / group, steps, classes]`, and the
-      floating-point operations of it all, gradients of real images aside.
+      Latents `[classes, ipc, ...]`, distances `[ipc / group, steps, classes]`, gradients
+      left out `[ipc / group, steps, terms, classes]`, and the floating-point operations
+      of it all, gradients of real images aside.
     """
     names = {term.name for term in terms}
     num_classes = len(prepared.dataset.class_names)
@@ -167,11 +193,12 @@ def generate(config, prepared: Prepared, seed: int, terms, group: int, mesh=None
             strengths,
         )
         operations += traced_flops(_compiled().trace(static, *operands))
-        latents, trace = _compiled()(static, *operands)
+        latents, *found = to_host(_compiled()(static, *operands))
         keep = min(batch, num_classes - start)
-        out.append(to_host(latents)[:keep])
-        traces.append(to_host(trace)[..., :keep])
-    return np.concatenate(out), np.concatenate(traces, -1), operations
+        out.append(latents[:keep])
+        traces.append([trace[..., :keep] for trace in found])
+    traces = [np.concatenate(parts, -1) for parts in zip(*traces)]
+    return np.concatenate(out), *traces, operations
 
 
 def make_transport_options(config) -> tuple:
@@ -230,7 +257,7 @@ def _run(static, *operands):
             body,
             mesh=mesh,
             in_specs=(*(same,) * 2, split, *(same,) * 3, split, P(None, "data"), same),
-            out_specs=(split, P(None, None, "data")),
+            out_specs=(split, P(None, None, "data"), P(None, None, None, "data")),
             check_vma=False,
         )
     return body(*operands)

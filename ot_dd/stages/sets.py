@@ -8,10 +8,11 @@ import numpy as np
 
 from ot_dd import baselines
 from ot_dd.config import fingerprint
+from ot_dd.data import to_float, to_uint8
 from ot_dd.diffusion import SAMPLERS, process
 from ot_dd.parallel import side_by_side
 from ot_dd.stages import plan
-from ot_dd.stages.artifacts import ImageSet, Prepared, to_float, to_uint8
+from ot_dd.stages.artifacts import ImageSet, Prepared
 from ot_dd.stages.minimax import fine_tuned
 from ot_dd.stages.prepare import decode_images, in_batches
 from ot_dd.stages.refine import refine

@@ -8,9 +8,10 @@ import numpy as np
 
 from ot_dd import ot
 from ot_dd.config import fingerprint
+from ot_dd.data import to_float
 from ot_dd.parallel import side_by_side
 from ot_dd.stages import plan
-from ot_dd.stages.artifacts import ImageSet, Prepared, to_float
+from ot_dd.stages.artifacts import ImageSet, Prepared
 from ot_dd.stages.prepare import _encode, in_batches
 from ot_dd.stages.relabel import relabel, teachers_for
 from ot_dd.stages.sets import make_set, make_sets

@@ -10,7 +10,7 @@ import numpy as np
 from ot_dd import models
 from ot_dd.config import fingerprint, options
 from ot_dd.parallel import barrier, local_mesh, side_by_side
-from ot_dd.stages.artifacts import ImageSet, Prepared, to_float
+from ot_dd.stages.artifacts import ImageSet, Prepared
 from ot_dd.stages.prepare import augment_config
 from ot_dd.stages.relabel import SoftLabels
 from ot_dd.training.students import Recipe, train_student, training_flops
@@ -34,8 +34,8 @@ def evaluation_parts(images: np.ndarray, labels: np.ndarray, size: int = 250):
     images = np.concatenate([images, images[:short]])
     labels = np.concatenate([labels, np.full(short, -1, labels.dtype)])
     parts = len(images) // size
-    images = to_float(jnp.asarray(images)).reshape(parts, size, *images.shape[1:])
-    return images, jnp.asarray(labels).reshape(parts, size)
+    images = images.reshape(parts, size, *images.shape[1:])
+    return jnp.asarray(images), jnp.asarray(labels).reshape(parts, size)
 
 
 def train(
@@ -87,7 +87,7 @@ def train(
             pixels, labels = image_set.flat()
             target, views, view_seed = _target(prepared, soft)
             arrays = (
-                to_float(jnp.asarray(pixels)), labels, _weights(image_set), target,
+                jnp.asarray(pixels), labels, _weights(image_set), target,
                 jax.random.key(view_seed),
                 jax.random.fold_in(jax.random.key(config.seed), 4000 + student_seed),
                 evaluation,

@@ -104,24 +104,26 @@ def train_student(
       module: the network.
       recipe: how to train.
       views: passes that soft labels exist for (1 with hard labels).
-      images: the small set in `[-1, 1]`, `[n, h, w, c]`.
+      images: the small set, uint8 `[n, h, w, c]`.
       labels: its classes `[n]`.
       weights: what each image counts in the loss `[n]`, 1 on average.
       soft: stored logits `[views, batches, size, classes]`, a tuple of teachers to
         label each view as it is made, or None with hard labels.
       view_key: what the views are made from.
       key: the student's key: initialisation and, with hard labels, its views.
-      evaluation: images `[parts, b, h, w, c]` and labels `[parts, b]`; a label of -1
-        is padding.
-      mesh: devices that every batch is divided among; losses, transport included, are
-        of the whole batch.
+      evaluation: images uint8 `[parts, b, h, w, c]` and labels `[parts, b]`; a label of
+        -1 is padding.
+      mesh: devices that hold a part of all images each, and that every batch is divided
+        among; losses, transport included, are of the whole batch.
 
     Returns:
       The student's curve.
     """
     arrays = (images, labels, weights, soft, view_key, key, evaluation)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-        return _train_student(module, recipe, views, *place(arrays, mesh))
+        return _train_student(
+            module, recipe, views, *place(arrays, mesh, strategy="fsdp")
+        )
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -130,7 +132,7 @@ def _train_student(
 ):
     batches, size = batches_per_epoch(images.shape[0], recipe.batch_size)
     tx = _optimiser(recipe)
-    variables = module.init(key, images[:2], train=True)
+    variables = module.init(key, data.to_float(images[:2]), train=True)
     model_state = {name: v for name, v in variables.items() if name != "params"}
     if recipe.labels == "hard":
         view_key = jax.random.fold_in(key, 1)
@@ -192,7 +194,8 @@ def _train_student(
         variables = {"params": state.ema, **state.model_state}
 
         def right(part):
-            logits = module.apply(variables, part[0], train=False)
+            images = split(data.to_float(part[0]))
+            logits = module.apply(variables, images, train=False)
             return jnp.sum(logits.argmax(-1) == part[1])
 
         total = jnp.sum(evaluation[1] >= 0)
@@ -235,11 +238,11 @@ def training_flops(
     if recipe.labels == "soft":
         soft = like(1, *batches_per_epoch(shape[0], recipe.batch_size), classes)
     count = like(shape[0], dtype=jnp.int32)
-    evaluation = like(1, 1, *shape[1:]), like(1, 1, dtype=jnp.int32)
+    evaluation = like(1, 1, *shape[1:], dtype=jnp.uint8), like(1, 1, dtype=jnp.int32)
     key = jax.random.key(0)
     return flops(
         partial(train_student, module, recipe, 1),
-        like(*shape), count, like(shape[0]), soft, key, key, evaluation,
+        like(*shape, dtype=jnp.uint8), count, like(shape[0]), soft, key, key, evaluation,
     )  # fmt: skip
 
 

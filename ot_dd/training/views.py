@@ -23,7 +23,7 @@ def view_batch(
     """Returns one augmented batch.
 
     Args:
-      images: the whole set in `[-1, 1]`, `[n, h, w, c]`.
+      images: the whole set as uint8, or floats in `[-1, 1]`, `[n, h, w, c]`.
       labels: classes `[n]`.
       key: the views' key.
       epoch: which pass over the set.
@@ -38,7 +38,10 @@ def view_batch(
     order = jax.random.permutation(jax.random.fold_in(epoch_key, 0), images.shape[0])
     rows = jax.lax.dynamic_slice_in_dim(order, batch * size, size)
     view_key = jax.random.fold_in(epoch_key, batch + 1)
-    augmented, params = data.augment(view_key, images[rows], config)
+    batch = images[rows]
+    if batch.dtype == jnp.uint8:
+        batch = data.to_float(batch)
+    augmented, params = data.augment(view_key, batch, config)
     return augmented, labels[rows], params
 
 

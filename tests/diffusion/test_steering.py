@@ -79,7 +79,7 @@ def test_transport_guidance_lowers_the_distance_to_held_out_points(name, group):
     plain, guided = [], []
     for key in range(3):
         plain.append(held_out_distance(run(process, sampler, key, group=group)[0]))
-        latents, trace = run(
+        latents, trace, _ = run(
             process, sampler, key, group=group, terms=terms, transport=transport
         )
         assert np.isfinite(latents).all()
@@ -109,8 +109,8 @@ def test_deviation_spreads_a_class():
 
 def test_latents_do_not_depend_on_how_classes_are_batched():
     process = ddpm_process(20)
-    whole, _ = run(process, "ddpm", group=2)
-    part, _ = run(process, "ddpm", group=2, classes=jnp.array([2]))
+    whole, *_ = run(process, "ddpm", group=2)
+    part, *_ = run(process, "ddpm", group=2, classes=jnp.array([2]))
     np.testing.assert_allclose(whole[2:], part, rtol=2e-5, atol=2e-5)
 
 
@@ -160,6 +160,30 @@ def test_one_compilation_for_all_steps_and_samples():
     program(jax.random.key(1))
     assert program._cache_size() == 1
     assert first == len(traces) <= 4  # two branches, not steps x samples
+
+
+def test_gradients_that_are_not_finite_are_left_out_and_counted():
+    process = flow_process(6)
+    real = draw(jax.random.key(5), 8)
+    weights = jnp.full((CLASSES, 8), 1 / 8)
+    spoilt = real.at[1, 0, 0].set(jnp.nan)  # of the second class alone
+
+    def sampled(real):
+        return sample_classes(
+            partial(denoise, process), process, SAMPLERS["flow"], jax.random.key(0),
+            jnp.arange(CLASSES), latent_shape=(D,), ipc=4, group=4,
+            terms=(Term("transport", 0.1, (3, 4)),),
+            transport=Transport(real, weights),
+        )  # fmt: skip
+
+    latents, _, left_out = jax.jit(sampled)(spoilt)
+    whole, _, none = jax.jit(sampled)(real)
+    assert none.sum() == 0 and jnp.isfinite(latents).all()
+    # [groups, steps, terms, classes]; two steps of the window, four samples.
+    assert left_out.shape == (1, 6, 1, CLASSES)
+    assert left_out[0, :, 0, 1].tolist() == [0, 4, 4, 0, 0, 0]
+    assert left_out.sum() == 8
+    np.testing.assert_allclose(latents[0], whole[0], rtol=1e-5)
 
 
 def test_unknown_term():

@@ -7,8 +7,8 @@ import pytest
 
 from configs import cifar100
 from ot_dd import ot
-from ot_dd.data import AugmentConfig
-from ot_dd.stages.artifacts import Prepared, to_float
+from ot_dd.data import AugmentConfig, to_float
+from ot_dd.stages.artifacts import Prepared
 from ot_dd.stages.prepare import prepare
 from ot_dd.stages.refine import (
     _feature_sources,

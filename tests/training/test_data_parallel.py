@@ -14,7 +14,7 @@ import json, sys, tempfile
 from pathlib import Path
 import jax, jax.numpy as jnp, optax
 jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
-from ot_dd import models, parallel
+from ot_dd import data, models, parallel
 from ot_dd.data import AugmentConfig
 from ot_dd.training import fit, make_state, make_step
 from ot_dd.training.students import Recipe, train_student
@@ -66,9 +66,10 @@ recipe = Recipe(
     ot_weight=1.0, kl_weight=0.0, kl_temperature=20.0, temperature=2.0, epsilon=0.1,
     num_iters=20, plan="sinkhorn", evaluations=50, augment=AugmentConfig())
 soft = 2 * jax.random.normal(key, (2, 4, 64, 4))
+as_bytes = data.to_uint8(images / 4)
 student = train_student(
-    models.create("convnet", num_classes=4, width=16, depth=2), recipe, 2, images,
-    labels, jnp.ones(256), soft, key, key, (images[None, :64], labels[None, :64]),
+    models.create("convnet", num_classes=4, width=16, depth=2), recipe, 2, as_bytes,
+    labels, jnp.ones(256), soft, key, key, (as_bytes[None, :64], labels[None, :64]),
     mesh=parallel.local_mesh())
 print(json.dumps({
     "devices": jax.device_count(), "network": curve["loss"],

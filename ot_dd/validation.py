@@ -1,0 +1,197 @@
+"""Everything about a config that can be known to be wrong before any work is done."""
+
+from ot_dd import diffusion, models
+from ot_dd.config import ConfigError, nearest
+from ot_dd.losses.students import PLANS
+from ot_dd.losses.transport import EPSILON_UNITS
+from ot_dd.ot import COST_NAMES
+from ot_dd.parallel import STRATEGIES
+from ot_dd.stages import plan
+from ot_dd.training.students import OPTIMISERS
+
+_GUIDANCE = tuple(f"guidance.{term}" for term in plan.TERMS)
+_TRAINED = ("autoencoder", "denoiser", "teachers")
+_CHOICES = {
+    "autoencoder.model": (*models.names("autoencoder"), "identity"),
+    "denoiser.model": models.names("denoiser"),
+    "denoiser.parametrization": ("epsilon", "epsilon_sigma", "velocity"),
+    "denoiser.dtype": ("float32", "bfloat16"),
+    "sampler.name": tuple(diffusion.SAMPLERS),
+    "guidance.not_finite": ("stop", "skip"),
+    "guidance.transport.cost_fn": COST_NAMES,
+    "guidance.transport.epsilon_unit": EPSILON_UNITS,
+    "guidance.transport.space": diffusion.SPACES,
+    **{f"{term}.normalise": diffusion.NORMALISATIONS for term in _GUIDANCE},
+    "refine.optimise": plan.REFINE_TARGETS,
+    "refine.divergence": plan.DIVERGENCES,
+    "refine.cost_fn": COST_NAMES,
+    "parallel.strategy": STRATEGIES,
+    "lia.mode": plan.LABEL_MODES,
+    "student.optimiser": OPTIMISERS,
+    "student.plan": PLANS,
+}
+_LEAST = {
+    **{
+        f"{part}.{field}": 1
+        for part in (*_TRAINED, "surrogate")
+        for field in ("steps", "batch_size", "save_every")
+    },
+    "ipc": 1,
+    "surrogate.epochs": 1,
+    "surrogate.checkpoints": 1,
+    "surrogate.gradient_images": 1,
+    "autoencoder.padded_size": 0,
+    "autoencoder.feature_teachers": 0,
+    "sampler.num_steps": 1,
+    "sampler.group": 0,
+    "sampler.class_batch": 0,
+    "guidance.transport.num_real": 1,
+    "guidance.transport.num_iters": 1,
+    "refine.steps": 0,
+    "refine.real_batch": 1,
+    "refine.views": 1,
+    "refine.pool": 0,
+    "refine.rank": 0,
+    "refine.num_iters": 1,
+    "refine.save_every": 1,
+    "refine.epsilon_end": 0.0,
+    "refine.class_weight": 0.0,
+    "refine.anchor_weight": 0.0,
+    "refine.clip": 0.0,
+    "lia.views": 0,
+    "student.steps": 1,
+    "student.batch_size": 1,
+    "student.evaluations": 1,
+    "student.num_iters": 1,
+    "student.weight_decay": 0.0,
+    "study.num_sets": 1,
+    "study.num_students": 1,
+    "study.transport_points": 1,
+}
+_ABOVE_ZERO = (
+    *(f"{part}.learning_rate" for part in (*_TRAINED, "surrogate", "refine", "student")),
+    "guidance.transport.epsilon", "refine.epsilon", "student.epsilon",
+    "student.temperature", "student.kl_temperature",
+)  # fmt: skip
+_BELOW_ONE = (
+    *(f"{part}.ema" for part in (*_TRAINED, "student")),
+    "denoiser.label_dropout",
+)
+
+
+def validate(config) -> None:
+    """Checks a config's fields, and those that depend on one another.
+
+    Args:
+      config: the whole config of a run.
+
+    Raises:
+      ConfigError: naming the first field that cannot be, what was found and what can be.
+    """
+    for field, choices in _CHOICES.items():
+        value = _get(config, field)
+        want = f"must be one of {', '.join(choices)}{nearest(str(value), choices)}"
+        _need(value in choices, field, value, want)
+    for field, least in _LEAST.items():
+        value = _get(config, field)
+        _need(value >= least, field, value, f"must be at least {least}")
+    for field in _ABOVE_ZERO:
+        value = _get(config, field)
+        _need(value > 0, field, value, "must be above 0")
+    for field in _BELOW_ONE:
+        value = _get(config, field)
+        _need(0 <= value < 1, field, value, "must be from 0 to below 1")
+    _check_names(config)
+    _check_sampling(config)
+    _check_refine(config)
+    _check_labels(config)
+
+
+def _check_names(config):
+    fresh = [name.removeprefix("fresh:") for name in config.refine.features
+             if name.startswith("fresh:")]  # fmt: skip
+    wanted = {
+        "surrogate.model": (config.surrogate.model,),
+        "teachers.models": config.teachers.models,
+        "student.model": (config.student.model,),
+        "refine.features": fresh,
+    }
+    names = models.names("classifier")
+    for field, values in wanted.items():
+        for name in values:
+            if name not in names:
+                raise ConfigError(
+                    f"config.{field} names {name!r}, which is no registered classifier"
+                    f"{nearest(name, names)}; the registry has {', '.join(names)}"
+                )
+    teachers = tuple(config.teachers.models)
+    _need(teachers, "teachers.models", teachers, "needs at least one network")
+    _need(len(set(teachers)) == len(teachers), "teachers.models", teachers,
+          "names a network twice")  # fmt: skip
+    for name in config.teachers.weights:
+        want = f"must be one of config.teachers.models{nearest(name, teachers)}"
+        _need(name in teachers, "teachers.weights", name, want)
+    for name in (*config.study.baselines, *config.study.ablations):
+        known = plan.BASELINES + plan.ABLATIONS
+        _need(name in known, "study", name,
+              f"known are {', '.join(known)}{nearest(name, known)}")  # fmt: skip
+    for kind in config.study.labels:
+        _need(kind in ("hard", "soft"), "study.labels", kind, "must be hard or soft")
+    _need(
+        not (config.autoencoder.weights and config.autoencoder.model == "identity"),
+        "autoencoder.model",
+        config.autoencoder.model,
+        "works on pixels, which leaves no use for config.autoencoder.weights",
+    )
+
+
+def _check_sampling(config):
+    for term in config.guidance.terms:
+        want = f"known are {', '.join(plan.TERMS)}{nearest(term, plan.TERMS)}"
+        _need(term in plan.TERMS, "guidance.terms", term, want)
+    steps = config.sampler.num_steps
+    for term in plan.TERMS:
+        low, high = config.guidance[term].window
+        want = f"must lie within the {steps} steps of the schedule, 0 .. {steps - 1}"
+        inside = 0 <= low <= high < steps
+        _need(inside, f"guidance.{term}.window", (low, high), want)
+    group = config.sampler.group
+    want = f"must be 1 (greedy), 0 (joint) or divide ipc={config.ipc}"
+    _need(group in (0, 1) or config.ipc % group == 0, "sampler.group", group, want)
+    kind = config.denoiser.parametrization
+    allowed = ("flow",) if kind == "velocity" else ("ddpm", "ddim")
+    want = f"denoiser.parametrization={kind!r} is sampled by {' or '.join(allowed)}"
+    _need(config.sampler.name in allowed, "sampler.name", config.sampler.name, want)
+
+
+def _check_refine(config):
+    settings = config.refine
+    for name in settings.features:
+        known = name.startswith("fresh:") or name in ("surrogate", "teachers")
+        want = "use 'fresh:<model>', 'surrogate' or 'teachers'"
+        _need(known, "refine.features", name, want)
+    _need(settings.features, "refine.features", (), "needs at least one network")
+    _need(0 < settings.tau <= 1, "refine.tau", settings.tau,
+          "must be above 0 and at most 1 (balanced)")  # fmt: skip
+    decoder = config.autoencoder.model != "identity" or settings.optimise != "decoder"
+    want = "autoencoder.model 'identity' has no decoder: use 'latents' or 'pixels'"
+    _need(decoder, "refine.optimise", settings.optimise, want)
+
+
+def _check_labels(config):
+    count = len(config.teachers.models)
+    ladder = tuple(config.lia.teachers_by_ipc)
+    fits = all(len(pair) == 2 and 1 <= pair[1] <= count for pair in ladder)
+    want = f"needs (ipc, teachers) pairs with 1 to {count} teachers each"
+    _need(ladder and fits, "lia.teachers_by_ipc", ladder, want)
+
+
+def _need(condition, field, found, want):
+    if not condition:
+        raise ConfigError(f"config.{field} is {found!r}: {want}")
+
+
+def _get(config, dotted):
+    for part in dotted.split("."):
+        config = config[part]
+    return config
