@@ -47,10 +47,16 @@ done
 
 status=0
 for pid in ${pids[@]+"${pids[@]}"}; do
-  # A trapped signal ends `wait` early: ask again until the process is gone.
-  while kill -0 "$pid" 2>/dev/null; do wait "$pid" || status=$?; done
-  wait "$pid" || status=$?
+  # A trapped signal ends `wait` early: wait again until the process is gone.
+  while :; do
+    code=0
+    wait "$pid" || code=$?
+    kill -0 "$pid" 2>/dev/null || break
+  done
   # One that failed leaves the others waiting for it.
-  if [ "$status" -ne 0 ]; then end; fi
+  if [ "$code" -ne 0 ]; then
+    status="$code"
+    end
+  fi
 done
 exit "$status"

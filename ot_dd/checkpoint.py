@@ -79,10 +79,6 @@ class Checkpoints:
         path = self.directory / "finished.json"
         return read_json(path) if agree(path.exists()) else None
 
-    def reached_preemption(self, step: int) -> bool:
-        """Whether one of several processes was told to end, agreed on by all."""
-        return jax.process_count() > 1 and self._manager.reached_preemption(step)
-
     def close(self) -> None:
         """Waits for pending writes and closes the manager."""
         self._wait()

@@ -10,12 +10,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/sinkhorn.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/sinkhorn.md", "docs/extending.md"])
 def test_code_on_the_page_runs(page):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
     assert blocks
+    names: dict = {}  # A page reads from top to bottom.
     for block in blocks:
-        exec(compile(block, page, "exec"), {})
+        exec(compile(block, page, "exec"), names)
 
 
 @pytest.mark.parametrize(
@@ -36,3 +37,14 @@ def test_tables_come_from_the_committed_files(page, source):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert printed.stdout.strip() in (ROOT / page).read_text()
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", f"--site-dir={tmp_path}"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    reference = (tmp_path / "reference.html").read_text()
+    assert 'id="ot_dd.ot.solve"' in reference and "marginal_error" in reference

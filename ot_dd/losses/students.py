@@ -4,6 +4,8 @@ Every loss gives one value an example or their mean, and takes a mask `where=` o
 examples that count, as optax's losses do.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -196,7 +198,7 @@ def student_loss(
     kl_temperature: float = 20.0,
     where: jax.Array | None = None,
     reduction: str = "mean",
-    **matching,
+    **matching: Any,
 ) -> jax.Array:
     """Returns `kappa_1 CE + kappa_2 MSE + beta_2 OT + kl_weight KL`.
 

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterable
 from types import MappingProxyType
+from typing import Any
 
 import flax.linen as nn
 
@@ -95,7 +96,7 @@ def names(kind: str = "") -> tuple[str, ...]:
     )
 
 
-def create(name: str, *, num_classes: int | None = None, **options) -> nn.Module:
+def create(name: str, *, num_classes: int | None = None, **options: Any) -> nn.Module:
     """Makes a model by name.
 
     Args:

@@ -105,7 +105,7 @@ def module_of(directory: Path) -> nn.Module:
     return create(note["model"], **note["options"])
 
 
-def load(directory: Path, *, dtype=jnp.float32) -> Loaded:
+def load(directory: Path, *, dtype: Any = jnp.float32) -> Loaded:
     """Loads what `save`, and so `python -m ot_dd.convert`, wrote.
 
     Args:

@@ -1,5 +1,7 @@
 """The debiased Sinkhorn divergence (Genevay et al. 2018; Feydy et al. 2019)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -15,7 +17,7 @@ def sinkhorn_divergence(
     *,
     cost_fn: CostFn = "sqeuclidean",
     epsilon: float | jax.Array,
-    **options,
+    **options: Any,
 ) -> jax.Array:
     """Returns `OT(x, y) - OT(x, x) / 2 - OT(y, y) / 2`, each regularised by epsilon.
 

@@ -1,13 +1,16 @@
 """Exact optimal transport on the host, for reports and tests (SciPy)."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import optimize, sparse
 
 # Points become copies of one another there: a matrix of this side takes 0.2 GB.
 _LARGEST_ASSIGNMENT = 5000
 
 
-def exact(cost, a=None, b=None) -> float:
+def exact(
+    cost: ArrayLike, a: ArrayLike | None = None, b: ArrayLike | None = None
+) -> float:
     """Returns the exact transport cost `min <P, C>` over plans of marginals a and b.
 
     Uniform weights whose counts divide one another become an assignment problem

@@ -82,7 +82,7 @@ def solve(
     grad: str = "envelope",
     method: str = "auto",
     solver: str = "sinkhorn",
-    **ott_options,
+    **ott_options: Any,
 ) -> OTResult:
     """Solves entropic OT between two weighted point sets given their costs.
 
@@ -160,7 +160,7 @@ def solve_sample(
     grad: str = "envelope",
     method: str = "auto",
     solver: str = "sinkhorn",
-    **ott_options,
+    **ott_options: Any,
 ) -> OTResult:
     """Solves entropic OT between two point clouds.
 

@@ -12,6 +12,7 @@ from ot_dd.parallel.hosts import (
     is_leader,
     start_processes,
     to_host,
+    told_to_end,
 )
 from ot_dd.parallel.jobs import side_by_side
 from ot_dd.parallel.mesh import STRATEGIES, data_mesh, keep, local_mesh, place, split
@@ -30,4 +31,5 @@ __all__ = [
     "split",
     "start_processes",
     "to_host",
+    "told_to_end",
 ]

@@ -1,5 +1,6 @@
 """Several processes: how they find one another, agree and exchange arrays."""
 
+import itertools
 import os
 from collections.abc import Callable
 
@@ -74,6 +75,20 @@ def agree(value: bool) -> bool:
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
+_asked = itertools.count(1)
+
+
+def told_to_end() -> bool:
+    """Whether one of several processes was told to end (SIGTERM); all get one answer.
+
+    Every process must ask as often as the others: a notice takes effect at a question
+    that none of them has come to yet.
+    """
+    if jax.process_count() == 1:
+        return False
+    return multihost_utils.reached_preemption_sync_point(next(_asked))
 
 
 def to_host(tree):

@@ -1,5 +1,7 @@
 """The mesh, and the rules that say what lies where on it."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
@@ -31,7 +33,9 @@ def _mesh(devices):
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=types, devices=devices)
 
 
-def place(tree, mesh: jax.sharding.Mesh | None, *axes: str | None, strategy=""):
+def place(
+    tree: Any, mesh: jax.sharding.Mesh | None, *axes: str | None, strategy: str = ""
+):
     """Puts a tree of arrays, the same on every process, on a mesh.
 
     Args:

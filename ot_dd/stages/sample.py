@@ -96,14 +96,13 @@ def sample(
         }
 
     made = workdir.arrays(f"sample-{name}-{seed}-{file_key}", make)
-    if made["left_out"].any():
-        counts = ", ".join(
-            f"{term.name} {n}" for term, n in zip(active, made["left_out"]) if n
-        )
+    left_out = made.get("left_out", np.zeros(0, int))
+    if left_out.any():
+        counts = ", ".join(f"{term.name} {n}" for term, n in zip(active, left_out) if n)
         workdir.metrics.say(f"  {name}, seed {seed}: gradients left out: {counts}")
     return ImageSet(
         name, seed, made["images"], made["latents"], key, made["distances"],
-        left_out=int(made["left_out"].sum()),
+        left_out=int(left_out.sum()),
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import optax
 from ot_dd.checkpoint import Checkpoints
 from ot_dd.flops import traced_flops
 from ot_dd.metrics import Metrics, Stopped
-from ot_dd.parallel import data_mesh, keep, place, to_host
+from ot_dd.parallel import data_mesh, keep, place, to_host, told_to_end
 
 
 @flax.struct.dataclass
@@ -46,7 +46,9 @@ def make_state(params, tx: optax.GradientTransformation, model_state=None):
     )
 
 
-def make_step(loss_fn, tx: optax.GradientTransformation, *, ema_decay: float = 0.0):
+def make_step(
+    loss_fn: Callable, tx: optax.GradientTransformation, *, ema_decay: float = 0.0
+) -> Callable:
     """Returns one optimisation step.
 
     Args:
@@ -134,8 +136,7 @@ def fit(
             )
         curve = curve.at[(done - 1) * len(curve) // num_steps].set(loss)
         metrics.write(name, done, **values)
-        preempted = checkpoints.reached_preemption(done)
-        ending = done < num_steps and (preempted or metrics.stopping())
+        ending = (told_to_end() or metrics.stopping()) and done < num_steps
         if done - saved >= save_every or done == num_steps or ending:
             checkpoints.save(done, {"state": state, "curve": curve})
             saved = done

@@ -2,7 +2,7 @@
 
 import contextlib
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -91,7 +91,7 @@ def train_student(
     images: jax.Array,
     labels: jax.Array,
     weights: jax.Array,
-    soft,
+    soft: Any,
     view_key: jax.Array,
     key: jax.Array,
     evaluation: tuple[jax.Array, jax.Array],

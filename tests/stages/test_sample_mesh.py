@@ -4,21 +4,22 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 _RUN = """
 import sys, jax
 from pathlib import Path
 jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
-from configs import digits
 from ot_dd.distill import run
+from tests.stages.tiny import get_config
 
-config = digits.get_config("debug")
+config = get_config()
 config.guidance.terms = ("influence", "deviation", "transport")
 config.sampler.group = 1
-config.teachers.models, config.lia.teachers_by_ipc = ("mlp",), ((1, 1),)
 run(config, Path(sys.argv[2]), tuple(sys.argv[3].split(",")))
 print(jax.device_count())
 """
@@ -27,7 +28,7 @@ print(jax.device_count())
 def run(devices, folder, stages):
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(_RUN), str(devices), folder, stages],
-        capture_output=True, text=True, timeout=600, check=False,
+        capture_output=True, text=True, timeout=600, check=False, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == str(devices)
