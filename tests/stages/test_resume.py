@@ -39,14 +39,11 @@ def results(workdir):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """An undisturbed run, and the seconds that it takes with its programs compiled."""
+    """An undisturbed run, and the seconds that it takes."""
     workdir = tmp_path_factory.mktemp("whole")
-    finish(start(workdir / "first"))
     began = time.monotonic()
-    finish(start(workdir / "second"))
-    seconds = time.monotonic() - began
-    assert files(workdir / "first") == files(workdir / "second")
-    return workdir / "second", seconds
+    finish(start(workdir))
+    return workdir, time.monotonic() - began
 
 
 @pytest.mark.slow
@@ -61,7 +58,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_results(whole, tmp_path)
         while kills < KILLS:
             process = start(workdir)
             try:
-                process.wait(moments.uniform(0.1, 1.0) * seconds)
+                process.wait(moments.uniform(0.1, 0.8) * seconds)
                 break  # it came to its end first
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
