@@ -35,6 +35,7 @@ def get_config(arg=None):
     config.refine.features = ("surrogate", "fresh:convnet")
     config.refine.steps, config.refine.views = 300, 3
     config.refine.class_weight = 2.0
+    config.refine.epsilon, config.refine.tau = 0.5, 0.2
     config.student.ce_weight, config.student.evaluations = 0.1, 2
     config.student.steps, config.student.batch_size = 200, 50
     config.student.learning_rate, config.lia.views = 4e-3, 100

@@ -33,7 +33,12 @@ if [ "$devices" -gt 0 ]; then
 fi
 
 pids=()
-end() { kill -TERM "${pids[@]}" 2>/dev/null || true; }
+# Asks all to end, and after a while no longer asks: one that waits for a lost one hears
+# nothing.
+end() {
+  kill -TERM "${pids[@]}" 2>/dev/null || true
+  (sleep "${GRACE:-60}" && kill -KILL "${pids[@]}" 2>/dev/null) &
+}
 trap end INT TERM
 for ((id = 0; id < processes; id++)); do
   command=("$python" -m ot_dd.distill ${rest[@]+"${rest[@]}"}
@@ -46,17 +51,19 @@ for ((id = 0; id < processes; id++)); do
 done
 
 status=0
-for pid in ${pids[@]+"${pids[@]}"}; do
-  # A trapped signal ends `wait` early: wait again until the process is gone.
-  while :; do
-    code=0
-    wait "$pid" || code=$?
-    kill -0 "$pid" 2>/dev/null || break
+while [ "${#pids[@]}" -gt 0 ]; do
+  code=0 ended=
+  wait -n -p ended "${pids[@]}" || code=$?
+  [ -n "$ended" ] || continue # a signal ended the wait, not a process
+  left=()
+  for pid in "${pids[@]}"; do
+    [ "$pid" = "$ended" ] || left+=("$pid")
   done
+  pids=(${left[@]+"${left[@]}"})
   # One that failed leaves the others waiting for it.
-  if [ "$code" -ne 0 ]; then
+  if [ "$code" -ne 0 ] && [ "$status" -eq 0 ]; then
     status="$code"
-    end
+    if [ "${#pids[@]}" -gt 0 ]; then end; fi
   fi
 done
 exit "$status"

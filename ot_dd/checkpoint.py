@@ -62,7 +62,7 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
         except (ValueError, TypeError, KeyError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(
                 f"checkpoint {self.directory}, step {step}, is damaged or of another "
                 f"network ({reason}): delete that folder, and the same command makes it "

@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+_MISTAKES_AT_WORK = (ValueError, OSError, FloatingPointError)
 _MISTAKES = (flags.Error, AttributeError, KeyError, TypeError, ValueError)
 
 
@@ -63,19 +64,34 @@ def exit_code(work: Callable[[], object]) -> int:
     """
     from ot_dd.metrics import TOLD_TO_END, Stopped
 
+    # Of several processes JAX takes the signal, for all to stop at one place.
     signal.signal(signal.SIGTERM, lambda *_: TOLD_TO_END.set())
     try:
         work()
-    except (ValueError, OSError, FloatingPointError) as error:
+        return 0
+    except _MISTAKES_AT_WORK as error:
         if os.environ.get("OT_DD_DEBUG"):
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        said, code = f"error: {error}", 2
+    except RuntimeError as error:
+        # What JAX says of memory, or of a process that it has lost.
+        if os.environ.get("OT_DD_DEBUG") or type(error).__module__.split(".")[0] not in (
+            "jax", "jaxlib",
+        ):  # fmt: skip
+            raise
+        said, code = f"error: {str(error).splitlines()[0]}", 2
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        said, code = "\nstopped; the same command goes on from here", 130
     except Stopped as stopped:
-        print(f"told to end: {stopped} is saved; the same command goes on from here",
-              file=sys.stderr)  # fmt: skip
-        return 128 + signal.SIGTERM
-    return 0
+        said = f"told to end at {stopped}; the same command goes on from here"
+        code = 128 + signal.SIGTERM
+    print(said, file=sys.stderr, flush=True)
+    if code == 2 and _is_one_of_several():
+        os._exit(code)  # The others may be waiting for it: they learn of it at once.
+    return code
+
+
+def _is_one_of_several() -> bool:
+    import jax
+
+    return jax.distributed.is_initialized() and jax.process_count() > 1

@@ -3,10 +3,12 @@
 XLA's own count takes a loop's body once and knows nothing of custom calls; here a scan
 counts its length. Multiplications and additions of matrix products and convolutions
 count two each, every other operation one for each element it writes; of the branches of
-a conditional the dearest counts, and a `while` loop counts one turn.
+a conditional the dearest counts. A `while` loop counts one turn, or as many as the scope
+`turns_N` that it is in says: Sinkhorn's loops say their iterations.
 """
 
 import math
+import re
 from collections.abc import Callable
 
 import jax
@@ -45,7 +47,9 @@ def _of_equation(equation) -> float:
         # The kernel is [out, in / groups, *window] after its dimension numbers.
         kernel = equation.invars[1].aval.shape
         features = kernel[params["dimension_numbers"].rhs_spec[0]]
-        return 2.0 * _size(equation) * math.prod(kernel) / features
+        # Input that is spread for a gradient is mostly zeros, which cost nothing.
+        spread = math.prod(params["lhs_dilation"])
+        return 2.0 * _size(equation) * math.prod(kernel) / features / spread
     if name == "scan":
         return params["length"] * _of(params["jaxpr"].jaxpr)
     if name == "cond":
@@ -53,6 +57,9 @@ def _of_equation(equation) -> float:
     inner = [_of(jaxpr) for jaxpr in _inside(params)]
     if name == "shard_map":  # What is inside every device does.
         return params["mesh"].size * sum(inner)
+    if name == "while":
+        named = re.findall(r"turns_(\d+)", str(equation.source_info.name_stack))
+        return (int(named[-1]) if named else 1) * sum(inner)
     return sum(inner) if inner else float(_size(equation))
 
 

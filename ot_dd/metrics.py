@@ -7,10 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-from ot_dd.parallel import is_leader
-
-# Set when this process is told to end (SIGTERM): jobs save what they have and stop.
-TOLD_TO_END = threading.Event()
+from ot_dd.parallel import TOLD_TO_END, is_leader
 
 
 class Stopped(Exception):
@@ -24,7 +21,7 @@ class Metrics:
     `interval` seconds. Jobs in several threads may share one object.
 
     Attributes:
-      stop: once set, `progress` raises `Stopped`: that is how jobs in threads end.
+      stop: once set, `check` raises `Stopped`: that is how jobs in threads end.
     """
 
     def __init__(self, path: Path, interval: float = 10.0):
@@ -46,8 +43,6 @@ class Metrics:
 
     def progress(self, name: str, done: int, total: int, note: str = "") -> None:
         """Shows how far `name` is, its rate and the time left."""
-        if self.stopping():
-            raise Stopped(name)
         if self._quiet:
             return
         now = time.monotonic()
@@ -70,9 +65,14 @@ class Metrics:
         if last:
             self._jobs.pop(name, None)
 
-    def stopping(self) -> bool:
-        """Whether jobs are to save what they have and end."""
-        return self.stop.is_set() or TOLD_TO_END.is_set()
+    def check(self, name: str) -> None:
+        """Ends a job, before the part of it called `name`, where it is to end.
+
+        Raises:
+          Stopped: when `stop` is set or this process was told to end.
+        """
+        if self.stop.is_set() or TOLD_TO_END.is_set():
+            raise Stopped(name)
 
     def say(self, text: str) -> None:
         """Prints one line."""

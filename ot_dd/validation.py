@@ -105,6 +105,7 @@ def validate(config) -> None:
     _check_sampling(config)
     _check_refine(config)
     _check_labels(config)
+    _check_lengths(config)
 
 
 def _check_names(config):
@@ -151,7 +152,10 @@ def _check_sampling(config):
         _need(term in plan.TERMS, "guidance.terms", term, want)
     steps = config.sampler.num_steps
     for term in plan.TERMS:
-        low, high = config.guidance[term].window
+        window = tuple(config.guidance[term].window)
+        _need(len(window) == 2, f"guidance.{term}.window", window,
+              "must be (first, last) step")  # fmt: skip
+        low, high = window
         want = f"must lie within the {steps} steps of the schedule, 0 .. {steps - 1}"
         inside = 0 <= low <= high < steps
         _need(inside, f"guidance.{term}.window", (low, high), want)
@@ -181,9 +185,27 @@ def _check_refine(config):
 def _check_labels(config):
     count = len(config.teachers.models)
     ladder = tuple(config.lia.teachers_by_ipc)
-    fits = all(len(pair) == 2 and 1 <= pair[1] <= count for pair in ladder)
+    fits = all(
+        isinstance(pair, tuple)
+        and [type(n) for n in pair] == [int, int]
+        and 1 <= pair[1] <= count
+        for pair in ladder
+    )
     want = f"needs (ipc, teachers) pairs with 1 to {count} teachers each"
     _need(ladder and fits, "lia.teachers_by_ipc", ladder, want)
+
+
+def _check_lengths(config):
+    student, surrogate = config.student, config.surrogate
+    fits = student.evaluations <= student.steps
+    want = f"must be at most student.steps={student.steps}"
+    _need(fits, "student.evaluations", student.evaluations, want)
+    fits = surrogate.epochs <= surrogate.steps
+    want = f"must be at most surrogate.steps={surrogate.steps}"
+    _need(fits, "surrogate.epochs", surrogate.epochs, want)
+    decays = tuple(student.decays)
+    pairs = all(isinstance(pair, tuple) and len(pair) == 2 for pair in decays)
+    _need(pairs, "student.decays", decays, "needs (share of the run, factor) pairs")
 
 
 def _need(condition, field, found, want):

@@ -23,7 +23,7 @@ import numpy as np
 
 from ot_dd.checkpoint import Checkpoints, read_json, write_atomic, write_json
 from ot_dd.metrics import Metrics
-from ot_dd.parallel import agree, barrier, is_leader
+from ot_dd.parallel import agree, barrier, is_leader, told_to_end
 
 
 class WorkDir:
@@ -42,8 +42,9 @@ class WorkDir:
         """
         self.path = Path(path).absolute()
         self.path.mkdir(parents=True, exist_ok=True)
-        if is_leader():
-            _lock(self.path / ".lock")
+        problem = _lock(self.path / ".lock") if is_leader() else None
+        if agree(problem is not None):
+            raise problem or BlockingIOError(f"{self.path} is in use")
         self.metrics = Metrics(self.path / "metrics.jsonl")
         self._turns: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)
 
@@ -63,6 +64,8 @@ class WorkDir:
         with self.turn(name):
             if agree(path.exists()):
                 return _load_arrays(path)
+            told_to_end()  # asked by all processes; `check` acts on it
+            self.metrics.check(name)
             with self.timed(name):
                 made = {key: np.asarray(value) for key, value in make().items()}
             write_atomic(path, lambda file: np.savez(file, **made))
@@ -81,7 +84,10 @@ class WorkDir:
         with self.turn(name):
             if path.exists() if alone else agree(path.exists()):
                 return read_json(path)
-            with self.timed(name):
+            if not alone:
+                told_to_end()
+            self.metrics.check(name)
+            with self.timed(name, everyone=alone):
                 stored = make()
             write_json(path, stored, everyone=alone)
             if not alone:
@@ -89,7 +95,7 @@ class WorkDir:
             return stored
 
     @contextlib.contextmanager
-    def timed(self, name: str):
+    def timed(self, name: str, *, everyone: bool = False):
         """Adds the seconds spent inside to the time of `name`, kept across runs."""
         start = time.monotonic()
         try:
@@ -97,7 +103,8 @@ class WorkDir:
         finally:
             path = self.path / "cache" / "seconds" / f"{name}.json"
             before = read_json(path) or 0.0
-            write_json(path, round(before + time.monotonic() - start, 3))
+            seconds = round(before + time.monotonic() - start, 3)
+            write_json(path, seconds, everyone=everyone)
 
     def count_flops(self, name: str, operations: float) -> None:
         """Keeps the floating-point operations that making `name` takes."""
@@ -129,24 +136,25 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray]:
 _LOCKS: dict[Path, IO] = {}  # Held until the process ends, however it does.
 
 
-def _lock(path: Path) -> None:
-    """Takes a directory for this process, as often as it asks."""
+def _lock(path: Path) -> BlockingIOError | None:
+    """Takes a directory for this process, as often as it asks; returns what hinders."""
     if path in _LOCKS:
-        return
+        return None
     file = open(path, "a+")  # noqa: SIM115 - the lock lives as long as the file is open
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
-            return  # A file system without locks.
+            return None  # A file system without locks.
         file.seek(0)
         owner = file.read().strip() or "another one"
         file.close()
-        raise BlockingIOError(
+        return BlockingIOError(
             f"{path.parent} is in use by process {owner}: wait for it, stop it, or give "
             "another --workdir"
-        ) from error
+        )
     file.truncate(0)
     file.write(f"{os.getpid()} on {socket.gethostname()}")
     file.flush()
     _LOCKS[path] = file
+    return None

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ot_dd import models
+from ot_dd import models, ot
 from ot_dd.flops import flops
 
 
@@ -30,6 +30,34 @@ def test_loops_count_their_turns_and_branches_the_dearest():
         return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x, lambda x: x, x)
 
     assert 2 * 8**3 <= flops(branch, x) < 2 * 8**3 + 100
+
+
+@pytest.mark.parametrize("grad", ["envelope", "unroll"])
+def test_sinkhorn_counts_its_iterations(grad):
+    cost = jnp.ones((30, 40))
+
+    def value(cost, num_iters):
+        return ot.solve(cost, epsilon=0.5, num_iters=num_iters, grad=grad).value
+
+    few, many = (flops(jax.grad(lambda c, n=n: value(c, n)), cost) for n in (10, 210))
+    # Two products with the kernel an iteration, at the least.
+    assert many - few > 200 * 2 * 2 * 30 * 40 * 0.9
+    assert many - few < 200 * 60 * 30 * 40
+
+
+def test_a_strided_convolution_costs_three_times_its_forward_pass():
+    x, kernel = jnp.zeros((4, 16, 16, 8)), jnp.zeros((3, 3, 8, 8))
+    for stride in (1, 2):
+
+        def forward(x, kernel, stride=stride):
+            return jax.lax.conv_general_dilated(
+                x, kernel, (stride, stride), "SAME",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            ).sum()  # fmt: skip
+
+        once = flops(forward, x, kernel)
+        both = flops(jax.grad(forward, (0, 1)), x, kernel)
+        assert 1.8 * once < both < 3.4 * once, (stride, both / once)
 
 
 def test_a_gradient_costs_three_forward_passes():

@@ -85,7 +85,7 @@ def test_a_preempted_run_saves_and_ends(tmp_path):
     # Both end at one step, which is saved though no checkpoint was due.
     saved = [path.name for path in tmp_path.glob("checkpoints/denoiser-*/steps/*")]
     (step,) = [name for name in saved if name.isdigit()]
-    assert said.count(f"told to end: denoiser at step {step} is saved") == 2
+    assert said.count(f"told to end at denoiser, step {step}, which is saved") == 2
     assert "Traceback" not in said
 
 

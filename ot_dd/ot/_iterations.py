@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from typing import NamedTuple
@@ -76,7 +77,8 @@ def iterate(geometry, problem, init, options):
         def more(state):
             g, _, step, _ = state
             repeat = functools.partial(_repeat_until, most - step, limit)
-            g, error, steps, _ = geometry.fast_steps(g, problem, repeat)
+            with _turns(most, limit):
+                g, error, steps, _ = geometry.fast_steps(g, problem, repeat)
             step += steps
             if not rescue:
                 return g, error, step, steps == 0
@@ -121,6 +123,12 @@ def iterate(geometry, problem, init, options):
     if last:
         g = log_steps(g, functools.partial(_repeat_exactly, 1))[0]
     return tau_a * geometry.rows(g, problem), g, step + 1 + last
+
+
+def _turns(count, limit):
+    """Names the loops inside after their turns, which `ot_dd.flops` reads."""
+    known = limit is None
+    return jax.named_scope(f"turns_{count}") if known else contextlib.nullcontext()
 
 
 def _take(ok, new, old):

@@ -6,6 +6,7 @@ written, the first process writes, in a directory that all of them see.
 """
 
 from ot_dd.parallel.hosts import (
+    TOLD_TO_END,
     agree,
     barrier,
     gather_rows,
@@ -19,6 +20,7 @@ from ot_dd.parallel.mesh import STRATEGIES, data_mesh, keep, local_mesh, place, 
 
 __all__ = [
     "STRATEGIES",
+    "TOLD_TO_END",
     "agree",
     "barrier",
     "data_mesh",

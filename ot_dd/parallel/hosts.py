@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import threading
 from collections.abc import Callable
 
 import jax
@@ -12,7 +13,7 @@ from ot_dd.config import ConfigError
 
 # What a cluster sets on every one of its machines; JAX reads the rest from there.
 _CLUSTERS = (
-    "TPU_WORKER_HOSTNAMES",  # Cloud TPU slices of several hosts, and GKE
+    "TPU_WORKER_HOSTNAMES",  # Cloud TPU slices of several hosts as GKE starts them
     "MEGASCALE_COORDINATOR_ADDRESS",  # several slices
     "JAX_COORDINATOR_ADDRESS",
 )
@@ -46,7 +47,8 @@ def start_processes(
                 f"--process_id is {process_id}, but --num_processes is {num_processes}: "
                 f"ids are 0 .. {num_processes - 1}"
             )
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        if num_processes > 1:
+            jax.distributed.initialize(coordinator, num_processes, process_id)
     elif _is_cluster():
         jax.distributed.initialize()
 
@@ -77,18 +79,21 @@ def agree(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
+# Set when this process is to end (SIGTERM): jobs save what they have and stop.
+TOLD_TO_END = threading.Event()
 _asked = itertools.count(1)
 
 
 def told_to_end() -> bool:
-    """Whether one of several processes was told to end (SIGTERM); all get one answer.
+    """Whether this process, or one of several, was told to end; all get one answer.
 
     Every process must ask as often as the others: a notice takes effect at a question
-    that none of them has come to yet.
+    that none of them has come to yet, and stays.
     """
-    if jax.process_count() == 1:
-        return False
-    return multihost_utils.reached_preemption_sync_point(next(_asked))
+    if jax.process_count() > 1 and not TOLD_TO_END.is_set():
+        if multihost_utils.reached_preemption_sync_point(next(_asked)):
+            TOLD_TO_END.set()
+    return TOLD_TO_END.is_set()
 
 
 def to_host(tree):

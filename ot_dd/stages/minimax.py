@@ -28,7 +28,8 @@ def fine_tuned(config, workdir: WorkDir, prepared: Prepared) -> Prepared:
     settings, denoiser = config.denoiser, prepared.denoiser
     steps = max(1, round(SHARE_OF_STEPS * settings.steps))
     rate = SHARE_OF_RATE * settings.learning_rate
-    key = fingerprint(prepared.key, "minimax", MEMORY, steps, rate)
+    recipe = settings.batch_size, settings.ema, settings.label_dropout, settings.dtype
+    key = fingerprint(prepared.key, "minimax", MEMORY, steps, rate, recipe)
     labels = jnp.asarray(prepared.dataset.train.labels)
     order = jnp.argsort(labels)
     counts = jnp.bincount(labels, length=denoiser.num_classes)

@@ -96,6 +96,7 @@ def refine(
                 checkpoints=checkpoints,
                 metrics=workdir.metrics,
                 save_every=settings.save_every,
+                strategy=config.parallel.strategy,
             )
         finally:
             checkpoints.close()

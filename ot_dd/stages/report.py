@@ -621,7 +621,10 @@ def _process(results: dict, figures: Figures) -> Html | None:
         blocks.append(draw.figure("Time", caption, _pairs(rows)))
     if results.get("flops"):
         rows = [(_words(k), f"{v:.3g}") for k, v in results["flops"].items()]
-        caption = "Floating-point operations, counted in the programs; no evaluations."
+        caption = (
+            "Floating-point operations of all that was made in this directory, counted "
+            "in the programs; evaluations are not in it."
+        )
         blocks.append(draw.figure("Arithmetic", caption, _pairs(rows)))
     if results.get("bytes"):
         rows = [(_words(k), _bytes(v)) for k, v in results["bytes"].items()]

@@ -83,7 +83,6 @@ def sample(
         latents, distances, left_out, operations = generate(
             config, prepared, seed, active, group, mesh
         )
-        _check_finite(config, active, left_out, f"{name}, seed {seed}")
         workdir.count_flops(f"sample-{name}-{seed}-{file_key}", operations)
         flat = latents.reshape(-1, *latents.shape[2:])
         images = to_uint8(jnp.asarray(decode_images(prepared.autoencoder, flat)))
@@ -92,11 +91,13 @@ def sample(
             "latents": latents,
             "images": images,
             "distances": np.asarray(distances).mean(-1),
-            "left_out": left_out.sum((0, 1, 3)),
+            "left_out": left_out,
         }
 
     made = workdir.arrays(f"sample-{name}-{seed}-{file_key}", make)
-    left_out = made.get("left_out", np.zeros(0, int))
+    left_out = made.get("left_out", np.zeros((1, 1, len(active), 1), int))
+    _check_finite(config, active, left_out, f"{name}, seed {seed}")
+    left_out = left_out.sum((0, 1, 3))
     if left_out.any():
         counts = ", ".join(f"{term.name} {n}" for term, n in zip(active, left_out) if n)
         workdir.metrics.say(f"  {name}, seed {seed}: gradients left out: {counts}")
@@ -107,14 +108,19 @@ def sample(
 
 
 def _check_finite(config, terms, left_out, name):
-    """Stops, unless the config says to go on, where a term's gradient is not finite."""
+    """Stops, unless the config says to go on, where a term's gradient is not finite.
+
+    A term that only measures moves nothing.
+    """
+    moves = np.array([bool(term.strength) for term in terms], bool)
+    left_out = left_out * moves[:, None]
     if not left_out.any() or config.guidance.not_finite == "skip":
         return
     group, step, term, label = (int(axis[0]) for axis in np.nonzero(left_out))
     index = config.sampler.num_steps - 1 - step
     raise FloatingPointError(
         f"sampling {name}: the gradient of {terms[term].name} guidance is not finite at "
-        f"step {index}, class {label}, group {group}; nothing is kept of this set. Lower "
+        f"step {index}, class {label}, group {group}. Lower "
         f"config.guidance.{terms[term].name}.strength, or leave such gradients out with "
         "config.guidance.not_finite='skip'"
     )

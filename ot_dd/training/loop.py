@@ -136,12 +136,12 @@ def fit(
             )
         curve = curve.at[(done - 1) * len(curve) // num_steps].set(loss)
         metrics.write(name, done, **values)
-        ending = (told_to_end() or metrics.stopping()) and done < num_steps
+        ending = told_to_end() or metrics.stop.is_set()
         if done - saved >= save_every or done == num_steps or ending:
             checkpoints.save(done, {"state": state, "curve": curve})
             saved = done
         if ending:
-            raise Stopped(f"{name} at step {done}")
+            raise Stopped(f"{name}, step {done}, which is saved")
         metrics.progress(name, done, num_steps, f"loss {loss:.4f}")
     curve = to_host(curve)
     points = [
