@@ -14,7 +14,7 @@ test: .venv/installed-dev
 # Every set under two protocols: minutes on digits, hours on Fashion-MNIST.
 table-fast: .venv/installed
 	$(BIN)/python -m benchmarks.table --config=configs/digits.py --workdir=out/digits \
-	    --ipc=10 --epochs=100 --students=convnet:width=32:depth=2,mlp \
+	    --ipc=10 --students=convnet:width=32:depth=2,mlp \
 	    --json=docs/results/table_digits.json
 	$(BIN)/python docs/tables.py --page=docs/results.md
 

@@ -117,6 +117,8 @@ def write_page(page: Path) -> None:
     """Writes every table that a page names into it."""
 
     def table(match):
+        if not Path(match[1]).exists():
+            return match[0]  # not made yet
         text = io.StringIO()
         with contextlib.redirect_stdout(text):
             main(Path(match[1]))

@@ -29,6 +29,8 @@ def test_code_on_the_page_runs(page):
         ("docs/speed.md", "benchmarks/students.json"),
         ("docs/tuning.md", "docs/tuning_digits.json"),
         ("docs/tuning.md", "docs/tuning_fashion_mnist.json"),
+        ("docs/tuning.md", "docs/transport_fashion_mnist.json"),
+        ("docs/results.md", "docs/results/table_digits.json"),
     ],
 )
 def test_tables_come_from_the_committed_files(page, source):
