@@ -16,6 +16,8 @@ from ot_dd.stages.folders import read_image_set
 from ot_dd.stages.prepare import load_data
 from ot_dd.training.protocols import PROTOCOLS, apply_protocol
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 STUDENT = "convnet:width=16:depth=2"
 

@@ -12,6 +12,8 @@ from configs import digits
 from ot_dd.distill import run
 from ot_dd.stages.distilled import load_distilled
 
+pytestmark = pytest.mark.slow
+
 
 def config():
     made = digits.get_config("debug")

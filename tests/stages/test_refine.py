@@ -20,6 +20,8 @@ from ot_dd.stages.refine import (
 from ot_dd.stages.sample import sample
 from ot_dd.workdir import WorkDir
 
+pytestmark = pytest.mark.slow
+
 
 def config():
     made = cifar100.get_config("debug")
