@@ -54,7 +54,7 @@ status=0
 while [ "${#pids[@]}" -gt 0 ]; do
   code=0 ended=
   wait -n -p ended "${pids[@]}" || code=$?
-  [ -n "$ended" ] || continue # a signal ended the wait, not a process
+  [ -n "${ended:-}" ] || continue # a signal ended the wait, not a process
   left=()
   for pid in "${pids[@]}"; do
     [ "$pid" = "$ended" ] || left+=("$pid")

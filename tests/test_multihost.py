@@ -8,8 +8,9 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from stages.runs import files, without_times
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.multihost
@@ -59,13 +60,30 @@ def test_a_killed_run_goes_on_with_other_processes(undisturbed, tmp_path):
     process.communicate()
     assert not (workdir / "results.json").exists()
     finish(start(1, 8, workdir))
-    # Eight devices either way: the same programs, and the same numbers.
-    assert files(workdir) == files(undisturbed)
-    runs = [
-        json.loads((w / "results.json").read_text()) for w in (workdir, undisturbed)
+    # Eight devices either way: the same sums, but not in the same order.
+    assert_alike(workdir, undisturbed)
+
+
+def assert_alike(one, other):
+    """Compares two runs to rounding: a pixel by one level, accuracy by an image or two."""
+    for path in sorted((one / "distilled" / "images").rglob("*.png")):
+        theirs = other / path.relative_to(one)
+        pixels = [np.asarray(Image.open(p), int) for p in (path, theirs)]
+        assert np.abs(pixels[0] - pixels[1]).max() <= 1, path
+    views = [
+        np.load(w / "distilled" / "soft_labels" / "views.npz") for w in (one, other)
     ]
-    ours, theirs = map(without_times, runs)
-    assert ours == theirs
+    for name in views[0].files:
+        np.testing.assert_allclose(views[0][name], views[1][name], atol=0.01)
+    runs = [json.loads((w / "results.json").read_text()) for w in (one, other)]
+    for ours, theirs in zip(*(run["records"] for run in runs), strict=True):
+        names = ("set", "variant", "labels", "set_seed", "student_seed", "steps")
+        assert [ours[n] for n in names] == [theirs[n] for n in names]
+        assert abs(ours["accuracy"] - theirs["accuracy"]) < 0.01
+    for name, about in runs[0]["sets"].items():
+        want = runs[1]["sets"][name]["transport"]["per_class"]
+        np.testing.assert_allclose(about["transport"]["per_class"], want, rtol=1e-4)
+    assert runs[0]["flops"] == pytest.approx(runs[1]["flops"], rel=1e-6)
 
 
 @pytest.mark.slow

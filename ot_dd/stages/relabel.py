@@ -81,10 +81,11 @@ def relabel(
             prepared.teachers[:teachers],
         )  # fmt: skip
 
+        whole = (batches, size, views, augment)
+        workdir.count_flops(name, traced_flops(_write.trace(whole, 0, *inputs)))
+
         def of_views(rows):
             static = (batches, size, len(rows), augment)
-            operations = traced_flops(_write.trace(static, rows.start, *inputs))
-            workdir.count_flops(name, operations * views / len(rows))
             return np.asarray(_write(static, rows.start, *inputs))
 
         return {"logits": gather_rows(views, of_views)}
