@@ -7,8 +7,8 @@ import optax
 from ot_dd.baselines import minimax_loss, remember
 from ot_dd.config import fingerprint
 from ot_dd.stages.artifacts import Prepared
-from ot_dd.stages.prepare import denoising_loss, draw
-from ot_dd.training import fit, make_state, make_step, run_flops
+from ot_dd.stages.prepare import denoising_loss, draw, train_network
+from ot_dd.training import make_state, make_step
 from ot_dd.workdir import WorkDir
 
 MEMORY = 64  # Latents of a class on either side, as the authors'.
@@ -59,27 +59,13 @@ def fine_tuned(config, workdir: WorkDir, prepared: Prepared) -> Prepared:
         "memory": jnp.zeros((denoiser.num_classes, MEMORY, size)),
         "count": jnp.zeros(denoiser.num_classes, jnp.int32),
     }
-    name = f"minimax-{key}"
-    with workdir.turn(name):
-        checkpoints = workdir.checkpoints(name)
-        state = make_state(jax.tree.map(jnp.array, denoiser.params), tx, memory)
-        arrays = (prepared.latents, labels, order, first, counts)
-        seed = jax.random.key(config.seed + 5)
-        workdir.count_flops(name, run_flops(step_fn, state, arrays, seed, steps))
-        try:
-            with workdir.timed(name):
-                state, _ = fit(
-                    "minimax",
-                    state,
-                    step_fn,
-                    arrays,
-                    seed,
-                    num_steps=steps,
-                    checkpoints=checkpoints,
-                    metrics=workdir.metrics,
-                    save_every=settings.save_every,
-                    strategy=config.parallel.strategy,
-                )
-        finally:
-            checkpoints.close()
+    settings = settings.copy_and_resolve_references()
+    settings.steps = steps
+    with workdir.turn(f"minimax-{key}"):
+        state, _ = train_network(
+            "minimax", key, settings, workdir,
+            make_state(jax.tree.map(jnp.array, denoiser.params), tx, memory),
+            step_fn, (prepared.latents, labels, order, first, counts), config.seed + 5,
+            lambda state: {}, config.parallel.strategy,
+        )  # fmt: skip
     return prepared._replace(denoiser=denoiser.replace(params=state.ema), key=key)

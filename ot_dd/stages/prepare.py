@@ -309,7 +309,7 @@ def draw(key, data, size: int):
     return split(tuple(part[rows] for part in data))
 
 
-def _train(
+def train_network(
     name, recipe_key, config, workdir, state, step_fn, data, seed, note, strategy
 ):  # fmt: skip
     """Trains under `checkpoints/<name>-<key>`, or restores; returns state and note."""
@@ -394,7 +394,7 @@ def _classifier(config, workdir, dataset, train, name, data_key):
 
     step_fn = make_step(loss_fn, tx, ema_decay=settings.ema)
     state = make_state(params, tx, model_state)
-    state, finished = _train(
+    state, finished = train_network(
         f"teacher_{name}", key, settings, workdir, state, step_fn, train,
         config.seed + 1, note, config.parallel.strategy,
     )  # fmt: skip
@@ -467,7 +467,7 @@ def _autoencoder(config, workdir, dataset, train, critics, data_key):
 
     step_fn = make_step(loss_fn, tx, ema_decay=settings.ema)
     state = make_state(variables["params"], tx)
-    state, finished = _train(
+    state, finished = train_network(
         "autoencoder", key, settings, workdir, state, step_fn, (train[0], critics),
         config.seed + 2, note, config.parallel.strategy,
     )  # fmt: skip
@@ -560,7 +560,7 @@ def _denoiser(config, workdir, latents, labels, upstream):
     )
     step_fn = make_step(loss_fn, tx, ema_decay=settings.ema)
     state = make_state(variables["params"], tx)
-    state, finished = _train(
+    state, finished = train_network(
         "denoiser", key, settings, workdir, state, step_fn, (latents, labels),
         config.seed + 3, lambda state: {}, config.parallel.strategy,
     )  # fmt: skip
@@ -624,7 +624,7 @@ def _surrogate(config, workdir, train, data_key):
         kept = _select(loss_fn, state.model_state, train, num_classes, settings)
         return {"epochs": slots, "kept": kept}
 
-    state, finished = _train(
+    state, finished = train_network(
         "surrogate",
         key,
         settings,
