@@ -11,12 +11,10 @@ makes what is missing. `python docs/tables.py` prints the JSON as Markdown.
 import copy
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
@@ -34,6 +32,7 @@ from ot_dd.stages.evaluation import evaluate
 from ot_dd.stages.prepare import in_batches, prepare
 from ot_dd.stages.relabel import teachers_for
 from ot_dd.stages.sets import class_features, make_sets
+from ot_dd.stages.study import label_gap
 from ot_dd.workdir import WorkDir
 
 OURS = ("ot_dd", *plan.CHANGES)
@@ -49,38 +48,17 @@ _EPOCHS = flags.DEFINE_integer("epochs", 0, "Passes instead of the protocols'.")
 _JSON = flags.DEFINE_string("json", "", "Where the table is written.")
 
 
-class Real(NamedTuple):
-    """What teachers say of held-out images, class by class.
-
-    Attributes:
-      features: of the first teacher, `[n, d]` of each class.
-      labels: mean probabilities of the ensemble, `[n, classes]` of each class.
-      teachers: the ensemble.
-    """
-
-    features: list[np.ndarray]
-    labels: list[np.ndarray]
-    teachers: tuple
-
-
-def probabilities(teachers, images):
-    """Returns the ensemble's labels as probabilities `[b, classes]`."""
-    return jax.nn.softmax(sum(teacher(images) for teacher in teachers) / len(teachers))
-
-
-def describe_real(prepared, count: int) -> Real:
-    """Returns features and labels of the held-out images."""
+def real_features(prepared) -> list[np.ndarray]:
+    """Returns the first teacher's features of held-out images, `[n, d]` of each class."""
     images, labels = prepared.dataset.test
-    images, teachers = to_float(jnp.asarray(images)), prepared.teachers[:count]
-    both = (
-        in_batches(class_features, (prepared.teachers[0],), images),
-        in_batches(probabilities, (teachers,), images),
-    )
-    classes = range(len(prepared.dataset.class_names))
-    return Real(*([v[labels == c] for c in classes] for v in both), teachers)
+    images = to_float(jnp.asarray(images))
+    features = in_batches(class_features, (prepared.teachers[0],), images)
+    return [features[labels == c] for c in range(len(prepared.dataset.class_names))]
 
 
-def describe_set(work, prepared, image_set, real: Real) -> dict[str, float]:
+def describe_set(
+    work, prepared, image_set, real: list[np.ndarray], teachers: int
+) -> dict[str, float]:
     """Returns the geometry of a set in the first teacher's features, mean of classes.
 
     `transport` and `label_gap` estimate what the stages of the method are to lower: the
@@ -93,15 +71,14 @@ def describe_set(work, prepared, image_set, real: Real) -> dict[str, float]:
         images = to_float(jnp.asarray(image_set.flat()[0]))
         features = in_batches(class_features, (prepared.teachers[0],), images)
         own = features.reshape(*shape, -1)
-        labels = in_batches(probabilities, (real.teachers,), images).reshape(*shape, -1)
-        classes = [geometry.describe_class(r, s) for r, s in zip(real.features, own)]
+        classes = [geometry.describe_class(r, s) for r, s in zip(real, own)]
         means = {k: float(np.mean([c[k] for c in classes])) for k in classes[0]}
-        gaps = [geometry.label_gap(r, s) for r, s in zip(real.labels, labels)]
-        frechet = geometry.frechet_distance(np.concatenate(real.features), features)
-        return means | {"frechet": frechet, "label_gap": float(np.mean(gaps))}
+        frechet = geometry.frechet_distance(np.concatenate(real), features)
+        return means | {"frechet": frechet}
 
-    key = fingerprint(image_set.key, prepared.key, len(real.teachers))
-    return work.json(f"geometry-{image_set.name}-{image_set.seed}-{key}", make)
+    key = fingerprint(image_set.key, prepared.key)
+    found = work.json(f"geometry-{image_set.name}-{image_set.seed}-{key}", make)
+    return found | {"label_gap": label_gap(work, prepared, image_set, teachers)}
 
 
 def set_cost(work, name: str) -> dict[str, float]:
@@ -166,7 +143,7 @@ def main(_):
         config = copy.deepcopy(_CONFIG.value)
         config.ipc = ipc
         prepared = prepare(config, work)
-        real = describe_real(prepared, teachers_for(config, ipc))
+        real, teachers = real_features(prepared), teachers_for(config, ipc)
         records = []
         for protocol in _PROTOCOLS.value:
             found = evaluate(
@@ -188,7 +165,7 @@ def main(_):
                 for r in own:
                     column = f"{r['protocol']} {r['student']}"
                     reached.setdefault(column, []).append(r["accuracy"])
-                described = dict(describe_set(work, prepared, made, real))
+                described = describe_set(work, prepared, made, real, teachers)
                 gaps = [r["logit_transport"] for r in own if r["labels"] == "soft"]
                 if gaps:
                     described["logit_gap"] = float(np.mean(gaps))

@@ -64,6 +64,7 @@ def write_report(workdir: Path, results: dict, figures: Figures) -> Path:
         _images(sets, figures),
         _table(records, rows, sets),
         _transport(sets, figures),
+        _bound(sets, figures),
         _latents(sets, figures),
         _process(results, figures),
         _provenance(results),
@@ -493,6 +494,46 @@ def _transport(sets: Mapping, figures: Figures) -> Html | None:
     )
 
 
+_BOUND = {
+    "images": "Guided sampling: images to unseen images",
+    "labels": "Relabelling: labels to those of unseen images",
+    "logits": "Logit matching: students' logits to their labels",
+}
+
+
+def _bound(sets: Mapping, figures: Figures) -> Html | None:
+    """The three distances that the method's stages lower, of every set."""
+    colors, blocks = _colors(sets, figures), []
+    for term, what in _BOUND.items():
+        rows, values = (
+            [],
+            {n: (s.get("bound") or {}).get(term) for n, s in sets.items()},
+        )
+        values = {name: value for name, value in values.items() if value is not None}
+        decimals = _decimals(max(values.values(), default=0))
+        for name, value in values.items():
+            series = draw.Series("distance", (), value, None, f"{value:.{decimals}f}")
+            title = short_title(name, sets)
+            rows.append(draw.DotRow(title, [series], colors[name], name == METHOD))
+        if rows:
+            chart = draw.dot_plot(rows, label="transport distance", decimals=decimals)
+            blocks.append(draw.figure(what, "", chart))
+    if len(blocks) < 2:  # Without soft labels there is the first alone, shown above.
+        return None
+    note = (
+        "The paper bounds the distance between real data and a student by three transport "
+        "distances, each lowered by a stage of the method. These are estimates, without "
+        "the bound's constants and in units of their own: squared latents, total variation "
+        "of labels, and the cost of the student's loss. Lower is closer."
+    )
+    return tag(
+        "section",
+        tag("h2", "The three distances of the bound"),
+        tag("p", note, class_="note"),
+        tag("div", *blocks, class_="trio"),
+    )
+
+
 def _per_class(found: Mapping, sets: Mapping, figures: Figures) -> Html | None:
     rows = {n: t["per_class"] for n, t in found.items() if t.get("per_class")}
     if not rows:
@@ -599,7 +640,8 @@ def _process(results: dict, figures: Figures) -> Html | None:
         blocks.append(
             draw.figure(
                 "Guidance while sampling",
-                "OT distance to the real latents, noise at the left.",
+                "OT distance to the real latents, noise at the left."
+                + _left_out(results.get("sets") or {}),
                 chart,
             )
         )
@@ -634,6 +676,15 @@ def _process(results: dict, figures: Figures) -> Html | None:
     return tag(
         "section", tag("h2", "How it came about"), tag("div", *blocks, class_="pair")
     )
+
+
+def _left_out(sets: Mapping) -> str:
+    """Says which sets had gradients of guidance that were not finite, if any."""
+    counts = {n: (about or {}).get("gradients_left_out") for n, about in sets.items()}
+    counts = [f"{short_title(n, sets)} {count}" for n, count in counts.items() if count]
+    if not counts:
+        return ""
+    return f" Gradients left out because they were not finite: {', '.join(counts)}."
 
 
 def _curve(name: str, curve: Mapping) -> list[Html]:

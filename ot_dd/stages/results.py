@@ -73,6 +73,7 @@ def write_results(
             name: {
                 "title": TITLES[name],
                 "transport": study.transport[name],
+                "bound": _bound(study, name),
                 "gradients_left_out": sum(one.left_out for one in made),
                 "bytes": {
                     "images": int(np.prod(made[0].images.shape)),
@@ -103,6 +104,25 @@ def write_results(
         print_table(summarise(results["records"], results["sets"]))
         print(f"report: {path}")
     return results
+
+
+def _bound(study: Study, name: str) -> dict[str, float | None]:
+    """Returns the three distances that the method's stages lower, of one set.
+
+    They stand for the terms of the paper's bound on the distance between real data and
+    a student, without its constants: `images` to unseen images (OTG), `labels` to the
+    labels of those (LIA), `logits` of students to their labels at the end (OTM).
+    """
+    logits = [
+        record["logit_transport"]
+        for record in study.records
+        if (record["set"], record["labels"], record["variant"]) == (name, "soft", "")
+    ]
+    return {
+        "images": study.transport[name]["mean"],
+        "labels": study.label_gaps.get(name),
+        "logits": float(np.mean(logits)) if logits else None,
+    }
 
 
 def full_data(config, teachers: list[dict]) -> dict | None:

@@ -3,10 +3,11 @@
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ot_dd import ot
+from ot_dd import geometry, ot
 from ot_dd.config import fingerprint
 from ot_dd.data import to_float
 from ot_dd.parallel import side_by_side
@@ -16,6 +17,7 @@ from ot_dd.stages.prepare import _encode, in_batches
 from ot_dd.stages.relabel import relabel, teachers_for
 from ot_dd.stages.sets import make_set, make_sets
 from ot_dd.stages.train import train
+from ot_dd.training.views import mean_logits
 from ot_dd.workdir import WorkDir
 
 
@@ -26,12 +28,15 @@ class Study(NamedTuple):
       records: one object per trained student.
       transport: exact transport cost to held-out latents, `{set: {mean, per_seed,
         per_class}}`, squared Euclidean, standardised latents.
+      label_gaps: the distance of labels on synthetic and on unseen images by set, see
+        `label_gap`; empty without soft labels.
       sets: `{name: [ImageSet per seed]}`.
       teachers: size of the label ensemble of the full method.
     """
 
     records: list[dict]
     transport: dict[str, dict]
+    label_gaps: dict[str, float]
     sets: dict[str, list[ImageSet]]
     teachers: int
 
@@ -84,7 +89,13 @@ def run_study(config, workdir: WorkDir, prepared: Prepared, mesh=None) -> Study:
     transport = {
         name: _transport(config, workdir, prepared, sets[name]) for name in names
     }
-    return Study(records, transport, sets, teachers)
+    gaps = {
+        name: float(
+            np.mean([label_gap(workdir, prepared, one, teachers) for one in sets[name]])
+        )
+        for name in (names if "soft" in settings.labels else ())
+    }
+    return Study(records, transport, gaps, sets, teachers)
 
 
 def no_lia_teachers(config, teachers: int) -> int:
@@ -155,3 +166,41 @@ def _transport(config, workdir, prepared, sets):
         "per_seed": [float(v) for v in per_class.mean(1)],
         "per_class": [float(v) for v in per_class.mean(0)],
     }
+
+
+def label_gap(
+    workdir: WorkDir, prepared: Prepared, image_set: ImageSet, teachers: int
+) -> float:
+    """Returns how far the ensemble's labels on a set are from those on unseen images.
+
+    Args:
+      workdir: where labels and result are kept.
+      prepared: the teachers, and the images that are unseen.
+      image_set: the set.
+      teachers: the size of the ensemble.
+
+    Returns:
+      The mean over classes of `geometry.label_gap`.
+    """
+    ensemble = prepared.teachers[:teachers]
+    images, classes = prepared.dataset.test
+    key = fingerprint(prepared.data_key, list(prepared.teacher_keys[:teachers]))
+
+    def held_out():
+        pixels = to_float(jnp.asarray(images))
+        return {"labels": in_batches(_probabilities, (ensemble,), pixels)}
+
+    def make():
+        real = workdir.arrays(f"test-labels-{key}", held_out)["labels"]
+        pixels = to_float(jnp.asarray(image_set.flat()[0]))
+        own = in_batches(_probabilities, (ensemble,), pixels)
+        own = own.reshape(*image_set.images.shape[:2], -1)
+        gaps = [geometry.label_gap(real[classes == c], own[c]) for c in range(len(own))]
+        return {"mean": float(np.mean(gaps))}
+
+    name = f"label-gap-{image_set.name}-{image_set.seed}"
+    return workdir.json(f"{name}-{fingerprint(image_set.key, key)}", make)["mean"]
+
+
+def _probabilities(teachers, images):
+    return jax.nn.softmax(mean_logits(teachers, images))

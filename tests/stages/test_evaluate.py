@@ -254,7 +254,7 @@ def test_the_table_has_every_set_and_prints(tmp_path):
         "el2n", "collage", "prototypes", "quantised", "d4m",
     )  # fmt: skip
     command = [
-        sys.executable, "-m", "benchmarks.table", "--config=configs/digits.py:debug",
+        sys.executable, "-m", "benchmarks.table", "--config=tests/stages/tiny.py",
         f"--workdir={tmp_path / 'work'}", "--ipc=3", "--protocols=dc_hard",
         "--students=mlp", f"--names={','.join(names)}", "--sets=2", "--seeds=1",
         "--epochs=200", f"--json={path}",

@@ -98,6 +98,8 @@ def make_results():
                     "per_seed": (w + rng.normal(0, 0.03, 3)).tolist(),
                     "per_class": (w * rng.uniform(0.6, 1.4, 10)).tolist(),
                 },
+                "bound": {"images": w, "labels": w / 9, "logits": w / 40},
+                "gradients_left_out": 3 if name == "diffusion" else 0,
                 "bytes": {"images": size, "soft_labels": 32000},
             }
             for name, (title, _, _, w, size) in SETS.items()
@@ -326,6 +328,9 @@ def test_page_is_standalone_and_complete(tmp_path):
         "Test accuracy",
         "All numbers",
         "Guidance while sampling",
+        "not finite: plain diffusion samples 3.",
+        "The three distances of the bound",
+        "Logit matching",
         "Teachers",
     ):
         assert title in page
