@@ -36,12 +36,19 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many there are.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which one this is, from 0.")
+_TENSORBOARD = flags.DEFINE_bool(
+    "tensorboard",
+    False,
+    "Losses also as TensorBoard's events, in <workdir>/tensorboard.",
+)
 _STAGES = flags.DEFINE_list(
     "stages", [], "Run only these stages, on what earlier runs prepared; default all."
 )
 
 
-def run(config, workdir: Path, stages: tuple[str, ...] = ()) -> dict:
+def run(
+    config, workdir: Path, stages: tuple[str, ...] = (), *, tensorboard: bool = False
+) -> dict:
     """Runs the pipeline.
 
     Args:
@@ -49,6 +56,7 @@ def run(config, workdir: Path, stages: tuple[str, ...] = ()) -> dict:
       workdir: the work directory.
       stages: names from `plan.STAGES`; empty is all. The earlier stages are restored
         from what is there, and are an error if they are not.
+      tensorboard: whether losses go to TensorBoard's event files as well.
 
     Returns:
       What `results.json` holds.
@@ -73,7 +81,7 @@ def run(config, workdir: Path, stages: tuple[str, ...] = ()) -> dict:
             )
     validate(config)
     last = max((plan.STAGES.index(stage) for stage in stages), default=len(plan.STAGES))
-    work = WorkDir(workdir)
+    work = WorkDir(workdir, tensorboard=tensorboard)
     write_config(work, describe(config))
     banner = _Banner(work, stages)
 
@@ -128,7 +136,8 @@ def main(argv):
         from ot_dd.parallel import start_processes
 
         start_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-        run(config, workdir, tuple(_STAGES.value))
+        stages = tuple(_STAGES.value)
+        run(config, workdir, stages, tensorboard=_TENSORBOARD.value)
 
     return exit_code(work)
 

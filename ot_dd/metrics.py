@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+from ot_dd.config import ConfigError
 from ot_dd.parallel import TOLD_TO_END, is_leader
 
 
@@ -24,11 +25,23 @@ class Metrics:
       stop: once set, `check` raises `Stopped`: that is how jobs in threads end.
     """
 
-    def __init__(self, path: Path, interval: float = 10.0):
-        """Opens `path` for appending; parents must exist."""
+    def __init__(self, path: Path, interval: float = 10.0, *, tensorboard: str = ""):
+        """Opens `path` for appending; parents must exist.
+
+        Args:
+          path: the file of metrics.
+          interval: seconds between two lines of a job's progress off a terminal.
+          tensorboard: a directory for TensorBoard's event files as well, or nothing.
+
+        Raises:
+          ConfigError: when the extra `tensorboard` is wanted and not installed.
+        """
         self._quiet = not is_leader()
         path = os.devnull if self._quiet else path
         self._file = open(path, "a", buffering=1)  # noqa: SIM115 - lives with the run
+        self._events = None
+        if tensorboard and not self._quiet:
+            self._events = _event_writer(tensorboard)
         self._interval = interval
         self._terminal = sys.stderr.isatty()
         self._jobs: dict[str, dict] = {}
@@ -36,10 +49,13 @@ class Metrics:
         self.stop = threading.Event()
 
     def write(self, name: str, step: int, **scalars: float) -> None:
-        """Appends one line of scalars."""
+        """Appends one line of scalars, and TensorBoard's events of them if wanted."""
         row = {"time": round(time.time(), 3), "name": name, "step": int(step)}
         row.update({key: float(value) for key, value in scalars.items()})
         self._file.write(json.dumps(row) + "\n")
+        if self._events is not None:
+            for key, value in scalars.items():
+                self._events.add_scalar(f"{name}/{key}", float(value), int(step))
 
     def progress(self, name: str, done: int, total: int, note: str = "") -> None:
         """Shows how far `name` is, its rate and the time left."""
@@ -80,5 +96,17 @@ class Metrics:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the files."""
         self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _event_writer(directory: str):
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "--tensorboard needs the extra of that name: pip install 'ot-dd[tensorboard]'"
+        ) from error
+    return SummaryWriter(directory, flush_secs=10)

@@ -34,8 +34,12 @@ class WorkDir:
       metrics: progress and `metrics.jsonl`.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, tensorboard: bool = False):
         """Creates the directory if needed, locks it and opens its metrics.
+
+        Args:
+          path: the directory.
+          tensorboard: whether metrics also go to its folder `tensorboard`.
 
         Raises:
           BlockingIOError: when another process is at work in it.
@@ -45,7 +49,10 @@ class WorkDir:
         problem = _lock(self.path / ".lock") if is_leader() else None
         if agree(problem is not None):
             raise problem or BlockingIOError(f"{self.path} is in use")
-        self.metrics = Metrics(self.path / "metrics.jsonl")
+        self.metrics = Metrics(
+            self.path / "metrics.jsonl",
+            tensorboard=str(self.path / "tensorboard") if tensorboard else "",
+        )
         self._turns: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)
 
     def turn(self, name: str) -> threading.Lock:

@@ -4,6 +4,7 @@ Every source yields a *pool*: pixels or encoded files, and labels. Splitting and
 `max_per_class` work on the pool's indices, so only images that are kept get decoded.
 """
 
+import contextlib
 import difflib
 import gzip
 import io
@@ -509,8 +510,9 @@ def _read_tfds(path: str, data_dir: str) -> _Source:
             f"data.source: no {root / 'dataset_info.json'}; tfds:PATH wants the "
             f"directory of one version of one prepared data set{hint}"
         )
-    builder = tfds.builder_from_directory(root)
-    info = builder.info
+    with _damage_explained(root):
+        builder = tfds.builder_from_directory(root)
+        info = builder.info
     if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise ValueError(
             f"{root} is stored as {info.file_format.value}, which only TensorFlow "
@@ -542,7 +544,8 @@ def _read_tfds(path: str, data_dir: str) -> _Source:
             labels.append(int(example["label"]))
         return _encoded_pool(images, labels)
 
-    validation, test = read("validation"), read("test")
+    with _damage_explained(root):
+        train, validation, test = map(read, ("train", "validation", "test"))
     # ImageNet's test split has the label -1 throughout: useless here.
     if test is not None and (test.labels < 0).all():
         test = None
@@ -550,7 +553,19 @@ def _read_tfds(path: str, data_dir: str) -> _Source:
         validation, test = None, validation
     classes = tuple(info.features["label"].names)
     provenance = f"TFDS {info.full_name} in {root}"
-    return _Source(info.name, read("train"), validation, test, classes, provenance)
+    return _Source(info.name, train, validation, test, classes, provenance)
+
+
+@contextlib.contextmanager
+def _damage_explained(root):
+    """Turns whatever TFDS and ArrayRecord raise at a damaged file into one message."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{root} is damaged ({reason}): prepare the data set again"
+        ) from error
 
 
 def _make_synthetic(text: str) -> _Source:

@@ -102,12 +102,11 @@ def load_distilled(directory: Path) -> tuple[np.ndarray, np.ndarray, dict]:
     description = read_json(directory / "dataset.json")
     if description is None:
         raise FileNotFoundError(f"{directory} has no dataset.json: not a distilled set")
-    wanted = {"name", "class_names", "folders", "ipc", "image_shape"}
-    if not isinstance(description, dict) or not wanted <= set(description):
+    if not _is_description(description):
         raise ValueError(f"{directory / 'dataset.json'} is damaged: distil again")
     images, labels = [], []
     for label, folder in enumerate(description["folders"]):
-        if Path(folder).name != folder or folder in ("", ".", ".."):
+        if Path(folder).name != folder or folder in ("", ".", "..") or "\0" in folder:
             raise ValueError(
                 f"{directory / 'dataset.json'} names {folder!r}, which is no folder of "
                 "the set: distil again"
@@ -139,6 +138,24 @@ def load_distilled(directory: Path) -> tuple[np.ndarray, np.ndarray, dict]:
         )
     stacked = stacked.reshape(-1, *shape)
     return stacked, np.asarray(labels, np.int32), description
+
+
+def _is_description(found) -> bool:
+    """Whether a JSON value has the fields of `dataset.json`, each of its type."""
+
+    def is_list(value, kind):
+        return isinstance(value, list) and value and all(type(v) is kind for v in value)
+
+    return (
+        isinstance(found, dict)
+        and isinstance(found.get("name"), str)
+        and is_list(found.get("class_names"), str)
+        and is_list(found.get("folders"), str)
+        and is_list(found.get("image_shape"), int)
+        and type(found.get("ipc")) is int
+        and found["ipc"] > 0
+        and len(found["class_names"]) == len(found["folders"])
+    )
 
 
 def class_folders(names) -> list[str]:

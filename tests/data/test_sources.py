@@ -1,13 +1,13 @@
 """Sources on small files made here: splits, decoding, and what errors say."""
 
 import gzip
-import io
 import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from blobs import png, prepare_tfds
 from PIL import Image
 
 from ot_dd import data
@@ -383,52 +383,10 @@ def test_one_image_a_class_cannot_be_split(tmp_path):
 # --- TFDS -----------------------------------------------------------------------------
 
 
-def _png(label, i):
-    pixels = np.random.default_rng([label, i]).integers(0, 256, (8, 8, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    file.seek(0)
-    return pixels, file
-
-
-def _prepare_tfds(root, splits, file_format="array_record"):
-    """Prepares a real TFDS directory; encoded images need no TensorFlow to write."""
-    tfds = pytest.importorskip("tensorflow_datasets")
-
-    class Blobs(tfds.core.GeneratorBasedBuilder):
-        """Random images of two classes."""
-
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            features = {
-                "image": tfds.features.Image(shape=(None, None, 3)),
-                "label": tfds.features.ClassLabel(names=["cat", "dog"]),
-            }
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features)
-            )
-
-        def _split_generators(self, manager):
-            return {
-                split: self._generate_examples(*how) for split, how in splits.items()
-            }
-
-        def _generate_examples(self, count, labelled):
-            for i in range(count):
-                label = i % 2
-                image = _png(label, i)[1]
-                yield i, {"image": image, "label": label if labelled else -1}
-
-    builder = Blobs(data_dir=str(root), file_format=file_format)
-    builder.download_and_prepare()
-    return builder.data_path
-
-
 @pytest.fixture(scope="module")
 def tfds_dir(tmp_path_factory):
     splits = {"train": (12, True), "validation": (4, True), "test": (3, False)}
-    return _prepare_tfds(tmp_path_factory.mktemp("tfds"), splits)
+    return prepare_tfds(tmp_path_factory.mktemp("tfds"), splits)
 
 
 def test_tfds(tfds_dir):
@@ -440,7 +398,7 @@ def test_tfds(tfds_dir):
     train = np.concatenate([dataset.train.labels, dataset.validation.labels])
     assert np.bincount(train).tolist() == [6, 6]
     rows = _rows(dataset.train, dataset.validation)
-    expected = {_png(i % 2, i)[0].tobytes() for i in range(12)}
+    expected = {png(i % 2, i)[0].tobytes() for i in range(12)}
     assert {row.tobytes() for row in rows} == expected
     assert "blobs/1.0.0" in dataset.provenance
 
