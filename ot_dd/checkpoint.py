@@ -1,8 +1,10 @@
 """Orbax behind one small class: the only file that knows its API."""
 
+import errno
 import json
 import logging
 import os
+import shutil
 import tempfile
 import threading
 from pathlib import Path
@@ -13,7 +15,8 @@ import orbax.checkpoint as ocp
 
 from ot_dd.parallel import agree, is_leader
 
-logging.getLogger("absl").setLevel(logging.ERROR)
+# What Orbax logs it raises as well, if it is an error.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 # Orbax numbers the save operations of a process, and the parts of a save that run in the
 # background look their number up: two managers that write at once take each other's.
@@ -45,13 +48,28 @@ class Checkpoints:
         """Saves a tree of arrays as `step`; returns while it is being written.
 
         Another run's write that is still going on is waited for.
+
+        Raises:
+          OSError: when the disk has less space left than the tree takes.
         """
         global _writing
+        self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
         with _turn:
             if _writing is not None:
                 _writing.wait_until_finished()
             _writing = self._manager
             self._manager.save(step, args=ocp.args.StandardSave(tree))
+
+    def _check_space(self, needed: int) -> None:
+        """Orbax, writing from many threads, would fill a terminal with its errors."""
+        free = shutil.disk_usage(self.directory).free
+        if is_leader() and free < needed:
+            raise OSError(
+                errno.ENOSPC,
+                f"{os.strerror(errno.ENOSPC)}: a checkpoint takes {needed / 1e6:.3g} MB, "
+                f"there are {free / 1e6:.3g} left",
+                str(self.directory),
+            )
 
     def restore(self, example: Any) -> Any | None:
         """Returns the newest tree, placed like `example`, or None if there is none."""

@@ -3,9 +3,17 @@
     python -m ot_dd.distill [--config=configs/digits.py] [--workdir=DIR]
                             [--stages=sample,relabel] [--config.ipc=10]
 
-Reads like a table of contents: prepare, sample, refine, relabel, train, report. Every
-stage keeps what it makes in the work directory; the same command again goes on where
-it stopped, and a changed field makes only what depends on it.
+The stages, in their order:
+    prepare  reads the data; trains, or restores, autoencoder, denoiser, teachers and
+             the surrogate of influence guidance
+    sample   generates each class by diffusion, steered by transport to real latents
+    refine   moves the latents to lower a Sinkhorn divergence between features
+    relabel  writes soft labels by the teacher ensemble, and the product, `distilled/`
+    train    trains students on the set, its ablations and the baselines
+    report   writes results.json and report.html
+
+Every stage keeps what it makes in the work directory; the same command again goes on
+where it stopped, and a changed field makes only what depends on it.
 """
 
 import os

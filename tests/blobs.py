@@ -1,6 +1,5 @@
 """A small TFDS data set of random images, as `tfds build` writes it."""
 
-import functools
 import io
 
 import numpy as np
@@ -20,15 +19,13 @@ def prepare_tfds(root, splits, file_format="array_record"):
     """Prepares a real TFDS directory; encoded images need no TensorFlow to write."""
     tfds = pytest.importorskip("tensorflow_datasets")
 
-    builder = _builder(tfds)(data_dir=str(root), file_format=file_format)
-    builder.wanted = splits
+    builder = _builder(tfds, splits)(data_dir=str(root), file_format=file_format)
     builder.download_and_prepare()
     return builder.data_path
 
 
-@functools.cache  # TFDS registers a name once in a process
-def _builder(tfds):
-    class Blobs(tfds.core.GeneratorBasedBuilder):
+def _builder(tfds, splits):
+    class Blobs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Random images of two classes."""
 
         VERSION = tfds.core.Version("1.0.0")
@@ -44,8 +41,7 @@ def _builder(tfds):
 
         def _split_generators(self, manager):
             return {
-                split: self._generate_examples(*how)
-                for split, how in self.wanted.items()
+                split: self._generate_examples(*how) for split, how in splits.items()
             }
 
         def _generate_examples(self, count, labelled):

@@ -315,7 +315,71 @@ def test_a_work_directory_that_is_a_file(tmp_path):
     assert (tmp_path / "work").read_text() == "mine"
 
 
+def on_a_file_system(tmp_path, options, script):
+    """Runs a script on a small file system of its own, where the machine allows one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = f"mount -t tmpfs -o {options} tmpfs {place} && exec"
+    namespace = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    try:
+        subprocess.run([*namespace, f"{mount} true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs user namespaces that may mount a tmpfs")
+    command = f'{mount} "$@"'
+    return subprocess.run(
+        [*namespace, command, "sh", sys.executable, "-c", script, str(place)],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
 def test_a_full_disk_leaves_what_was_there(tmp_path):
+    script = (
+        "import sys, numpy as np\n"
+        "from pathlib import Path\n"
+        "from configs import digits\n"
+        "from ot_dd.command import exit_code\n"
+        "from ot_dd.distill import run\n"
+        "from ot_dd.workdir import WorkDir\n"
+        "folder = Path(sys.argv[1])\n"
+        "work = WorkDir(folder)\n"
+        "work.arrays('small', lambda: {'x': np.arange(10)})\n"
+        "big = lambda: {'x': np.arange(1_000_000)}\n"
+        "codes = [exit_code(lambda: work.arrays('big', big))]\n"
+        # The pipeline as well, which fills the disk with its checkpoints.
+        "pipeline = lambda: run(digits.get_config('debug'), folder)\n"
+        "codes.append(exit_code(pipeline))\n"
+        "codes.append(exit_code(pipeline))\n"
+        "print(codes, sorted(p.name for p in (folder / 'cache').iterdir()))\n"
+        "print(work.arrays('small', dict)['x'].sum())\n"
+    )
+    done = on_a_file_system(tmp_path, "size=600k", script)
+    codes, rest = done.stdout.splitlines()[-2:]
+    assert codes.startswith("[2, 2, 2] "), done.stderr
+    assert "'small.npz'" in codes and "big.npz'" not in codes and rest == "45"
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 3 and "big.npz" in said[0]
+    assert all("No space left on device" in line for line in said), said
+    assert "Traceback" not in done.stderr
+
+
+def test_a_disk_that_cannot_be_written(tmp_path):
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from configs import digits\n"
+        "from ot_dd.command import exit_code\n"
+        "from ot_dd.distill import run\n"
+        "folder = Path(sys.argv[1]) / 'work'\n"
+        "sys.exit(exit_code(lambda: run(digits.get_config('debug'), folder)))\n"
+    )
+    done = on_a_file_system(tmp_path, "ro,size=100k", script)
+    assert done.returncode == 2, done.stderr
+    (line,) = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
+    assert "Read-only file system" in line and "disk/work" in line
+    assert "Traceback" not in done.stderr
+
+
+def test_a_write_that_fails_half_way_leaves_nothing(tmp_path):
     """A limit on the size of files stands for the disk: writes fail half-way."""
     script = (
         "import resource, signal, sys, numpy as np\n"

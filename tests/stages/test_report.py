@@ -4,7 +4,6 @@ import base64
 import io
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 from sklearn.datasets import load_digits
 
+from docs import picture
 from ot_dd.stages import _figures, _html, report
 from ot_dd.stages._summary import (
     compare,
@@ -20,7 +20,6 @@ from ot_dd.stages._summary import (
     spread,
 )
 
-CHROMIUM = "/usr/bin/chromium"
 SETS = {  # title, hard, soft, OT distance, bytes of images
     "ot_dd": ("ot-dd: full method", 94.5, 95.6, 1.04, 6400),
     "random": ("random real images", 91.2, 93.0, 1.52, 6400),
@@ -398,17 +397,41 @@ def test_ticks_are_round_and_inside():
     assert _html.tag("a", "<", None, [_html.Html("<b>")]) == "<a>&lt;<b></a>"
 
 
-@pytest.mark.skipif(not shutil.which(CHROMIUM), reason="needs chromium")
+needs_chromium = pytest.mark.skipif(
+    not shutil.which(picture.CHROMIUM), reason="needs Debian's package chromium"
+)
+
+
+@needs_chromium
+@pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [400, 1280])
-def test_browser_shows_the_page(tmp_path, width):
+def test_browser_shows_the_page(tmp_path, width, dark):
     path = report.write_report(tmp_path, make_results(), make_figures())
     shot = tmp_path / "page.png"
-    flags = "headless no-sandbox disable-gpu disable-quic no-first-run hide-scrollbars"
-    flags += " disable-background-networking disable-component-update disable-sync"
-    command = [CHROMIUM, *[f"--{flag}" for flag in flags.split()]]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}"]
-    command += [f"--window-size={width},900", path.as_uri()]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    said = picture.shoot(path, shot, width=width, height=900, dark=dark)
+    assert "CONSOLE" not in said
     pixels = np.asarray(Image.open(shot).convert("RGB"))
     assert pixels.shape[1] == width
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+    assert (np.median(pixels) < 100) == dark
+
+
+@needs_chromium
+def test_the_browser_would_tell_of_errors(tmp_path):
+    (tmp_path / "page.html").write_text("<script>nothing.here()</script>")
+    said = picture.shoot(
+        tmp_path / "page.html", tmp_path / "page.png", width=400, height=400
+    )
+    assert "CONSOLE" in said and "nothing is not defined" in said
+
+
+@needs_chromium
+def test_nothing_is_wider_than_a_phone(tmp_path):
+    """A copy of the page measures itself, and says so on the console."""
+    path = report.write_report(tmp_path, make_results(), make_figures())
+    script = (
+        "<script>console.log('width ' + document.documentElement.scrollWidth)</script>"
+    )
+    path.write_text(path.read_text().replace("</body>", f"{script}</body>"))
+    said = picture.shoot(path, tmp_path / "page.png", width=500, height=900)
+    assert int(re.search(r"width (\d+)", said)[1]) <= 500

@@ -61,8 +61,12 @@ def test_killed_at_random_moments_it_ends_with_the_same_results(whole, tmp_path)
                 process.wait(moments.uniform(0.1, 0.8) * seconds)
                 break  # it came to its end first
             except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.communicate()
+                interrupted = kills % 10 == 0  # Ctrl-C, now and then
+                process.send_signal(signal.SIGINT if interrupted else signal.SIGKILL)
+                _, said = process.communicate(timeout=120)
+                if interrupted:
+                    assert process.returncode == 130, said
+                    assert "stopped; the same command goes on from here" in said
                 kills += 1
         finish(start(workdir))
         assert files(workdir) == files(undisturbed)
