@@ -495,14 +495,13 @@ def _transport(sets: Mapping, figures: Figures) -> Html | None:
 
 
 _BOUND = {
-    "images": "Guided sampling: images to unseen images",
     "labels": "Relabelling: labels to those of unseen images",
     "logits": "Logit matching: students' logits to their labels",
 }
 
 
 def _bound(sets: Mapping, figures: Figures) -> Html | None:
-    """The three distances that the method's stages lower, of every set."""
+    """What the later stages lower, of every set; the first distance has its section."""
     colors, blocks = _colors(sets, figures), []
     for term, what in _BOUND.items():
         rows, values = (
@@ -518,19 +517,20 @@ def _bound(sets: Mapping, figures: Figures) -> Html | None:
         if rows:
             chart = draw.dot_plot(rows, label="transport distance", decimals=decimals)
             blocks.append(draw.figure(what, "", chart))
-    if len(blocks) < 2:  # Without soft labels there is the first alone, shown above.
+    if not blocks:
         return None
     note = (
         "The paper bounds the distance between real data and a student by three transport "
-        "distances, each lowered by a stage of the method. These are estimates, without "
-        "the bound's constants and in units of their own: squared latents, total variation "
-        "of labels, and the cost of the student's loss. Lower is closer."
+        "distances, each lowered by a stage of the method: that of the images, above, and "
+        "these two. They are estimates without the bound's constants and in units of their "
+        "own: total variation of labels, and the cost of the student's loss."
     )
     return tag(
         "section",
-        tag("h2", "The three distances of the bound"),
+        tag("h2", "The other two distances of the bound"),
         tag("p", note, class_="note"),
-        tag("div", *blocks, class_="trio"),
+        tag("div", blocks[0]),
+        *[tag("div", block, style="margin-top:16px") for block in blocks[1:]],
     )
 
 

@@ -80,12 +80,20 @@ def test_a_second_run_is_bit_equal(first, tmp_path):
 
 def test_the_same_directory_again_makes_nothing(first):
     workdir, results = first
+    foreign = [workdir / "notes.txt", workdir / "cache" / "x.npz"]
+    foreign += [workdir / "checkpoints" / "mine" / "readme", workdir / "cache" / "a.json"]
+    for path in foreign:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("of no concern")
     before = {p: p.stat().st_mtime_ns for p in (workdir / "cache").glob("*.*")}
     checkpoints = sorted((workdir / "checkpoints").rglob("finished.json"))
     stamps = [path.stat().st_mtime_ns for path in checkpoints]
     assert without_times(run(config(), workdir)) == without_times(results)
     assert {p: p.stat().st_mtime_ns for p in (workdir / "cache").glob("*.*")} == before
     assert [path.stat().st_mtime_ns for path in checkpoints] == stamps
+    for path in foreign:
+        assert path.read_text() == "of no concern"
+        path.unlink()
 
 
 def test_a_changed_stage_reuses_the_earlier_ones(first, tmp_path):

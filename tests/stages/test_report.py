@@ -328,7 +328,7 @@ def test_page_is_standalone_and_complete(tmp_path):
         "All numbers",
         "Guidance while sampling",
         "not finite: plain diffusion samples 3.",
-        "The three distances of the bound",
+        "The other two distances of the bound",
         "Logit matching",
         "Teachers",
     ):
