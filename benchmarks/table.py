@@ -15,7 +15,6 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -24,7 +23,6 @@ from scipy import stats
 from ot_dd import geometry
 from ot_dd.checkpoint import write_json
 from ot_dd.config import fingerprint
-from ot_dd.data import to_float
 from ot_dd.parallel import data_mesh
 from ot_dd.stages import plan
 from ot_dd.stages._summary import paired_difference
@@ -51,7 +49,6 @@ _JSON = flags.DEFINE_string("json", "", "Where the table is written.")
 def real_features(prepared) -> list[np.ndarray]:
     """Returns the first teacher's features of held-out images, `[n, d]` of each class."""
     images, labels = prepared.dataset.test
-    images = to_float(jnp.asarray(images))
     features = in_batches(class_features, (prepared.teachers[0],), images)
     return [features[labels == c] for c in range(len(prepared.dataset.class_names))]
 
@@ -68,7 +65,7 @@ def describe_set(
 
     def make():
         shape = image_set.images.shape[:2]
-        images = to_float(jnp.asarray(image_set.flat()[0]))
+        images, _ = image_set.flat()
         features = in_batches(class_features, (prepared.teachers[0],), images)
         own = features.reshape(*shape, -1)
         classes = [geometry.describe_class(r, s) for r, s in zip(real, own)]

@@ -23,6 +23,7 @@ def base(name: str) -> ConfigDict:
             test_fraction=0.2,
             seed=0,
             max_per_class=0,
+            in_memory_gb=8.0,
             augment=dict(
                 crop_scale=(0.5, 1.0), crop_ratio=(0.75, 1.333), flip=True, jitter=0.0,
                 cutmix=1.0, cutmix_alpha=1.0, shift=0,

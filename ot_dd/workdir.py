@@ -19,9 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+import jax
 import numpy as np
 
 from ot_dd.checkpoint import Checkpoints, read_json, write_atomic, write_json
+from ot_dd.data.stored import Stored, read_records, write_records
 from ot_dd.metrics import Metrics
 from ot_dd.parallel import agree, barrier, is_leader, told_to_end
 
@@ -78,6 +80,42 @@ class WorkDir:
             write_atomic(path, lambda file: np.savez(file, **made))
             barrier(name)
             return made
+
+    def records(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype,
+        part: int,
+        make: Callable[[range], np.ndarray],
+    ) -> Stored:
+        """Returns rows that are kept in parts, making those that are missing.
+
+        Every process makes its share of the parts, all of which every process reads.
+
+        Args:
+          name: of the folder of parts.
+          shape: of all rows together.
+          dtype: of their elements.
+          part: rows in a part.
+          make: returns a range of rows, `[len(range), ...]`.
+        """
+        folder = self.path / "cache" / name
+        starts = range(0, shape[0], part)
+        count = len(starts)
+        paths = [folder / f"{i:05d}-of-{count:05d}.array_record" for i in range(count)]
+        told_to_end()
+        missing = [i for i in range(count) if not paths[i].exists()]
+        # What the others make meanwhile is none of this process's business.
+        own = [i for i in missing if i % jax.process_count() == jax.process_index()]
+        for done, i in enumerate(own):
+            self.metrics.check(name)
+            rows = range(starts[i], min(starts[i] + part, shape[0]))
+            with self.timed(f"{name}-{i:05d}", everyone=True):
+                write_records(paths[i], np.asarray(make(rows), dtype))
+            self.metrics.progress(name.split("-")[0], done + 1, len(own))
+        barrier(name)
+        return read_records(paths, shape, dtype)
 
     def json(self, name: str, make: Callable[[], dict], *, alone: bool = False) -> dict:
         """Returns the JSON stored as `name`, making and storing it if missing.

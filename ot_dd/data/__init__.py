@@ -1,4 +1,4 @@
-"""Data: labelled images in memory, and augmentations that replay from a key.
+"""Data: labelled images in memory or on disk, and augmentations that replay from a key.
 
 `sources` reads a data set into uint8 NumPy arrays with fixed splits and never imports
 TensorFlow. `augment` draws random crops, flips, colour jitter and CutMix as a small
@@ -14,12 +14,16 @@ from ot_dd.data.augment import (
 )
 from ot_dd.data.pixels import to_float, to_uint8
 from ot_dd.data.sources import Dataset, Images, load
+from ot_dd.data.stored import Batch, Stored, Stream
 
 __all__ = [
     "AugmentConfig",
     "AugmentParams",
+    "Batch",
     "Dataset",
     "Images",
+    "Stored",
+    "Stream",
     "apply",
     "augment",
     "load",

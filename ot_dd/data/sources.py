@@ -6,17 +6,20 @@ Every source yields a *pool*: pixels or encoded files, and labels. Splitting and
 
 import contextlib
 import difflib
+import functools
 import gzip
 import io
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from ot_dd.data.stored import Stored
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".webp")
 FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")
@@ -38,15 +41,15 @@ _TEST_STREAM, _LIMIT_STREAM, _VALIDATION_STREAM = range(3)
 
 
 class Images(NamedTuple):
-    """Images uint8 `[n, h, w, c]` and labels int32 `[n]`."""
+    """Images uint8 `[n, h, w, c]`, in memory or `Stored`, and labels int32 `[n]`."""
 
-    images: np.ndarray
+    images: np.ndarray | Stored
     labels: np.ndarray
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in memory: three disjoint splits, class names and where it is from."""
+    """A data set: three disjoint splits, class names and where it is from."""
 
     name: str
     train: Images
@@ -60,7 +63,7 @@ class _Encoded(NamedTuple):
     """An image not decoded yet; `name` is what an error message calls it."""
 
     name: str
-    data: Path | bytes
+    data: Path | Callable[[], bytes]
 
 
 class _Pool(NamedTuple):
@@ -93,6 +96,7 @@ def load(
     test_fraction: float = 0.2,
     seed: int = 0,
     max_per_class: int = 0,
+    in_memory_gb: float = 8.0,
 ) -> Dataset:
     """Reads a data set and splits it.
 
@@ -123,6 +127,9 @@ def load(
       seed: Seed of the splits and of `max_per_class`.
       max_per_class: Training and validation images kept for each class together; 0
         keeps all. The test set stays whole.
+      in_memory_gb: A split whose decoded images take more stays encoded on disk, and
+        each image is decoded whenever it is used (`Stored`); such a set needs an
+        `image_size` and has three channels.
 
     Returns:
       The data set. All images are grey (`c = 1`) only if every one of them is.
@@ -141,6 +148,7 @@ def load(
         )
     _check_number("data.image_size", image_size, image_size >= 0, "0 or more")
     _check_number("data.max_per_class", max_per_class, max_per_class >= 0, "0 or more")
+    _check_number("data.in_memory_gb", in_memory_gb, in_memory_gb >= 0, "0 or more")
     _check_number("data.seed", seed, seed >= 0, "0 or more")
     _check_number(
         "data.validation_fraction",
@@ -203,13 +211,11 @@ def load(
             train, validation_fraction, [seed, _VALIDATION_STREAM]
         )
         splits.append(f"validation {validation_fraction:g} of training")
-    pools = (train, validation, test)
-    # One call for all splits: they must agree in size and in channels.
-    pixels = _pixels(np.concatenate([pool.items for pool in pools]), image_size)
-    ends = np.cumsum([len(pool.labels) for pool in pools])
     parts = [
         Images(images, pool.labels.astype(np.int32))
-        for images, pool in zip(np.split(pixels, ends[:-1]), pools, strict=True)
+        for images, pool in _decoded(
+            (train, validation, test), image_size, in_memory_gb
+        )
     ]
     how = f"; stratified splits, seed {seed}: {', '.join(splits)}" if splits else ""
     return Dataset(found.name, *parts, found.class_names, found.provenance + how)
@@ -273,6 +279,40 @@ def _limit(pool: _Pool, size: int, seed: Sequence[int]) -> _Pool:
 # --- Pixels ---------------------------------------------------------------------------
 
 
+def _decoded(pools: Sequence[_Pool], image_size: int, in_memory_gb: float):
+    """Returns `(images, pool)` of each split, decoded now or when they are used."""
+    sizes = [3 * image_size**2 * len(pool.labels) for pool in pools]
+    stored = [
+        pool.items.dtype == object and size > 1e9 * in_memory_gb
+        for pool, size in zip(pools, sizes)
+    ]
+    if not any(stored):
+        # One call for all splits: they must agree in size and in channels.
+        pixels = _pixels(np.concatenate([pool.items for pool in pools]), image_size)
+        ends = np.cumsum([len(pool.labels) for pool in pools])
+        return list(zip(np.split(pixels, ends[:-1]), pools, strict=True))
+    return [
+        (
+            _stored(pool.items, image_size)
+            if late
+            else _in_colour(_pixels(pool.items, image_size)),
+            pool,
+        )
+        for pool, late in zip(pools, stored)
+    ]
+
+
+def _stored(items: np.ndarray, image_size: int) -> Stored:
+    def read(rows):
+        return _in_colour(_pixels(items[rows], image_size))
+
+    return Stored((len(items), image_size, image_size, 3), np.uint8, read)
+
+
+def _in_colour(pixels: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(pixels, (*pixels.shape[:-1], 3))
+
+
 def _pixels(items: np.ndarray, image_size: int) -> np.ndarray:
     """Decodes and resizes a pool's items to one uint8 array `[n, h, w, c]`."""
     if items.dtype == np.uint8:
@@ -289,8 +329,7 @@ def _pixels(items: np.ndarray, image_size: int) -> np.ndarray:
             return _decode(encoded, image_size)
 
     # Pillow releases the GIL while it decodes and resizes.
-    with ThreadPoolExecutor() as threads:
-        images = list(threads.map(read, items))
+    images = list(_threads().map(read, items))
     for image, item in zip(images, items, strict=True):
         if image.shape[:2] != images[0].shape[:2]:
             raise ValueError(
@@ -306,14 +345,20 @@ def _pixels(items: np.ndarray, image_size: int) -> np.ndarray:
     return pixels
 
 
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="decode")
+
+
 def _decode(encoded: _Encoded, image_size: int) -> np.ndarray:
     """Decodes one image file to uint8 `[h, w, 1 or 3]`."""
     from PIL import Image
 
-    data = encoded.data
     damage = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error)
+    damage += (RuntimeError, IndexError)  # ArrayRecord's
     try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+        data = encoded.data
+        with Image.open(io.BytesIO(data()) if callable(data) else data) as image:
             image.load()
             mode = image.mode
             # "1", "L": grey as it is. Wider modes (I, I;16, F) would be clipped.
@@ -537,11 +582,18 @@ def _read_tfds(path: str, data_dir: str) -> _Source:
         examples = builder.as_data_source(
             split=split, decoders={"image": tfds.decode.SkipDecoding()}
         )
-        images, labels = [], []
-        for i, example in enumerate(examples):
-            name = f"{i} of split {split} in {root}"
-            images.append(_Encoded(name, bytes(example["image"])))
-            labels.append(int(example["label"]))
+
+        def encoded(i):
+            return bytes(examples[i]["image"])
+
+        images = [
+            _Encoded(f"{i} of split {split} in {root}", functools.partial(encoded, i))
+            for i in range(len(examples))
+        ]
+        # Every record is read once for its label; images are read again when used.
+        labels = list(
+            _threads().map(lambda i: int(examples[i]["label"]), range(len(images)))
+        )
         return _encoded_pool(images, labels)
 
     with _damage_explained(root):

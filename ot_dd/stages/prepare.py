@@ -14,9 +14,9 @@ from flax.errors import FlaxError
 
 from ot_dd import data, diffusion, losses, models
 from ot_dd.config import ConfigError, fingerprint, options, to_dict
-from ot_dd.data import to_float, to_uint8
+from ot_dd.data import Batch, Stored, Stream, to_float, to_uint8
 from ot_dd.losses.influence import ravel_gradient
-from ot_dd.parallel import gather_rows, side_by_side, split
+from ot_dd.parallel import gather_rows, local_mesh, place, side_by_side, split
 from ot_dd.stages import pretrained
 from ot_dd.stages.artifacts import (
     Autoencoder,
@@ -58,11 +58,7 @@ def prepare(config, workdir: WorkDir, loaded=None) -> Prepared:
         autoencoder, ae_note, ae_key = _autoencoder(
             config, workdir, dataset, train, trained, data_key
         )
-        latents = workdir.arrays(
-            f"latents-{ae_key}",
-            lambda: {"latents": in_batches(_encode, (autoencoder,), train[0])},
-        )["latents"]
-        latents = jnp.asarray(latents)
+        latents = _latents(workdir, autoencoder, train[0], f"latents-{ae_key}")
         denoiser, dn_note, dn_key = _denoiser(
             config, workdir, latents, train[1], ae_key
         )
@@ -133,14 +129,58 @@ def prepare_teachers(config, workdir: WorkDir, count: int, loaded=None) -> Prepa
 
 
 def load_data(config):
-    """Returns the data set, its training images as floats with labels, and its key."""
+    """Returns the data set, its training images with labels, and its key.
+
+    The images are floats on the device, or `Stored` bytes where they are too many.
+    """
     dataset = data.load(
         config.data.source, **_without(config.data, "source", "augment")
     )
     _check_sizes(config, dataset)
-    key = fingerprint(config.data, config.seed, dataset.train.images.shape)
-    images = to_float(jnp.asarray(dataset.train.images))
-    return dataset, (images, jnp.asarray(dataset.train.labels)), key
+    images, labels = dataset.train
+    is_stored = isinstance(images, Stored)
+    key = fingerprint(
+        _without(config.data, "in_memory_gb"), config.seed, images.shape,
+        *(["stored"] if is_stored else []),
+    )  # fmt: skip
+    if not is_stored:
+        images = to_float(jnp.asarray(images))
+    return dataset, (images, jnp.asarray(labels)), key
+
+
+_PART = 4096  # Images whose latents one process computes and writes at a time.
+
+
+def _latents(workdir, autoencoder, images, name):
+    """Returns the latents of the training images, on the device or `Stored`.
+
+    Those of stored images go into ArrayRecord files, each written by one process; a run
+    that was interrupted goes on with the parts that are missing.
+    """
+    if not isinstance(images, Stored):
+        stored = workdir.arrays(
+            name, lambda: {"latents": in_batches(_encode, (autoencoder,), images)}
+        )
+        return jnp.asarray(stored["latents"])
+    one = jax.eval_shape(_encode, autoencoder, _first(images)).shape[1:]
+    shape = (len(images), *one)
+    return workdir.records(
+        name, shape, np.float32, _PART, lambda rows: _encoded(autoencoder, images, rows)
+    )
+
+
+def _encoded(autoencoder, images, rows):
+    """Returns the latents of a range of images, by all devices of this process."""
+    mesh = local_mesh()
+    autoencoder = place(autoencoder, mesh)
+    size, parts = 32 * jax.local_device_count(), []
+    for start in range(rows.start, rows.stop, size):
+        part = images[start : min(start + size, rows.stop)]
+        count = len(part)
+        part = place(to_float(jnp.asarray(np.resize(part, (size, *part.shape[1:])))),
+                     mesh, "data")  # fmt: skip
+        parts.append(np.asarray(_apply(_encode, (autoencoder,), part))[:count])
+    return np.concatenate(parts)
 
 
 def _without(config, *names):
@@ -239,7 +279,7 @@ def _apply(fn, inputs, batch):
     return fn(*inputs, batch)
 
 
-def in_batches(fn, inputs: tuple, batch: jax.Array, size: int = 500) -> jax.Array:
+def in_batches(fn, inputs: tuple, batch, size: int = 500) -> np.ndarray:
     """Applies `fn(*inputs, part)` to parts of `batch`; a module-level fn compiles once.
 
     Of several processes each takes its share, and all get the whole.
@@ -247,7 +287,7 @@ def in_batches(fn, inputs: tuple, batch: jax.Array, size: int = 500) -> jax.Arra
     Args:
       fn: a function defined at module level.
       inputs: pytrees passed before the part.
-      batch: `[n, ...]`.
+      batch: `[n, ...]`, an array or `Stored`; uint8 images reach `fn` as floats.
       size: rows in a part.
 
     Returns:
@@ -259,7 +299,9 @@ def in_batches(fn, inputs: tuple, batch: jax.Array, size: int = 500) -> jax.Arra
     def of_rows(rows):
         out = []
         for start in range(rows.start, rows.stop, size):
-            part = batch[start : min(start + size, rows.stop)]
+            part = jnp.asarray(batch[start : min(start + size, rows.stop)])
+            if part.dtype == jnp.uint8:
+                part = to_float(part)
             short = size - part.shape[0]
             if short:
                 part = jnp.concatenate([part, jnp.repeat(part[-1:], short, axis=0)])
@@ -288,7 +330,7 @@ def decode_images(autoencoder: Autoencoder, latents: jax.Array) -> np.ndarray:
 
 def accuracy(classifier: Classifier, images: np.ndarray, labels: np.ndarray) -> float:
     """Returns the share of uint8 images `[n, h, w, c]` classified right."""
-    logits = in_batches(_logits, (classifier,), to_float(jnp.asarray(images)))
+    logits = in_batches(_logits, (classifier,), images)
     return float((logits.argmax(-1) == labels).mean())
 
 
@@ -304,9 +346,30 @@ def _optimiser(config, num_steps):
 
 
 def draw(key, data, size: int):
-    """Draws a batch with replacement: no epoch state to keep for an exact resume."""
+    """Draws a batch with replacement: no epoch state to keep for an exact resume.
+
+    Args:
+      key: says which rows.
+      data: columns `[n, ...]`, or a `Batch` that has been drawn by a `Stream`.
+      size: rows to draw.
+
+    Returns:
+      The columns' rows, with images as floats, divided among the devices.
+    """
+    if isinstance(data, Batch):
+        return tuple(
+            to_float(column) if column.dtype == jnp.uint8 else column
+            for column in split(data.columns)
+        )
     rows = jax.random.randint(key, (size,), 0, data[0].shape[0])
     return split(tuple(part[rows] for part in data))
+
+
+def streamed(columns: tuple, size: int, seed: int):
+    """Returns columns as `fit` takes them: a `Stream` if any of them is `Stored`."""
+    if not any(isinstance(column, Stored) for column in columns):
+        return columns
+    return Stream(tuple(columns), size, seed)
 
 
 def train_network(
@@ -365,7 +428,7 @@ def _classifier(config, workdir, dataset, train, name, data_key):
     key = fingerprint(
         data_key, name, extra, _without(settings, "models", "options", "weights")
     )
-    variables = module.init(jax.random.key(config.seed), train[0][:2], train=True)
+    variables = module.init(jax.random.key(config.seed), _first(train[0]), train=True)
     params = variables["params"]
     model_state = {k: v for k, v in variables.items() if k != "params"}
     tx = _optimiser(settings, settings.steps)
@@ -395,8 +458,9 @@ def _classifier(config, workdir, dataset, train, name, data_key):
     step_fn = make_step(loss_fn, tx, ema_decay=settings.ema)
     state = make_state(params, tx, model_state)
     state, finished = train_network(
-        f"teacher_{name}", key, settings, workdir, state, step_fn, train,
-        config.seed + 1, note, config.parallel.strategy,
+        f"teacher_{name}", key, settings, workdir, state, step_fn,
+        streamed(train, settings.batch_size, config.seed + 1), config.seed + 1, note,
+        config.parallel.strategy,
     )  # fmt: skip
     return classifier_of(state), finished, key
 
@@ -405,7 +469,9 @@ def _autoencoder(config, workdir, dataset, train, critics, data_key):
     settings = config.autoencoder
     shape = train[0].shape[1:]
     if settings.model == "identity":
-        mean, std = train[0].mean((0, 1, 2)), train[0].std((0, 1, 2))
+        some = jnp.asarray(_some(train[0]))
+        some = to_float(some) if some.dtype == jnp.uint8 else some
+        mean, std = some.mean((0, 1, 2)), some.std((0, 1, 2))
         key = fingerprint(data_key, "identity")
         return Autoencoder({}, mean, std, None, shape, 0), {"model": "identity"}, key
     module, padding = _autoencoder_module(config, shape)
@@ -415,7 +481,7 @@ def _autoencoder(config, workdir, dataset, train, critics, data_key):
         return made, note, fingerprint(key, data_key)
     one = jnp.ones(())
     empty = Autoencoder({}, one, one, module, shape, padding)
-    variables = module.init(jax.random.key(config.seed), empty.pad(train[0][:2]))
+    variables = module.init(jax.random.key(config.seed), empty.pad(_first(train[0])))
     recipe = _without(settings, "weights", "latent_scale")
     key = fingerprint(data_key, [key for _, _, key in critics], recipe)
     critics = tuple(critic for critic, _, _ in critics)
@@ -428,7 +494,7 @@ def _autoencoder(config, workdir, dataset, train, critics, data_key):
     def loss_fn(params, model_state, key, data_):
         images, critics = data_
         pick, noise = jax.random.split(key)
-        (images,) = draw(pick, (images,), settings.batch_size)
+        (images,) = draw(pick, images, settings.batch_size)
         autoencoder = empty.replace(variables={"params": params})
         mean, log_variance = autoencoder.moments(images)
         std = jnp.exp(0.5 * log_variance)
@@ -448,7 +514,7 @@ def _autoencoder(config, workdir, dataset, train, critics, data_key):
         autoencoder = empty.replace(variables={"params": state.ema})
 
         def moments():
-            raw = in_batches(_encode, (autoencoder,), train[0])
+            raw = in_batches(_encode, (autoencoder,), _some(train[0]))
             return {"mean": raw.mean((0, 1, 2)), "std": raw.std((0, 1, 2))}
 
         stored = workdir.arrays(f"latent-moments-{key}", moments)
@@ -468,15 +534,32 @@ def _autoencoder(config, workdir, dataset, train, critics, data_key):
     step_fn = make_step(loss_fn, tx, ema_decay=settings.ema)
     state = make_state(variables["params"], tx)
     state, finished = train_network(
-        "autoencoder", key, settings, workdir, state, step_fn, (train[0], critics),
+        "autoencoder", key, settings, workdir, state, step_fn,
+        (streamed(train[:1], settings.batch_size, config.seed + 2), critics),
         config.seed + 2, note, config.parallel.strategy,
     )  # fmt: skip
     return autoencoder_of(state), finished, key
 
 
+_MANY = 10_000
+
+
+def _some(rows):
+    """Returns rows evenly spread over a set that is larger than these figures need."""
+    if not isinstance(rows, Stored) and len(rows) <= 100 * _MANY:
+        return rows
+    return rows[:: -(-len(rows) // _MANY)]
+
+
+def _first(images):
+    """Returns two images as floats, to initialise networks with."""
+    two = jnp.asarray(images[:2])
+    return to_float(two) if two.dtype == jnp.uint8 else two
+
+
 def _reconstruct(autoencoder, images):
     """Returns the reconstructions of uint8 images and the images, as floats."""
-    images = to_float(jnp.asarray(images))
+    images = to_float(jnp.asarray(_some(images)))
     latents = in_batches(_encode, (autoencoder,), images)
     return decode_images(autoencoder, jnp.asarray(latents)), images
 
@@ -484,8 +567,8 @@ def _reconstruct(autoencoder, images):
 def _on_reconstructions(autoencoder, teachers, split) -> dict[str, float]:
     """Returns the accuracy of every teacher on the reconstructions of a split."""
     decoded, _ = _reconstruct(autoencoder, split.images)
-    as_bytes = np.asarray(to_uint8(jnp.asarray(decoded)))
-    return {t.name: accuracy(t, as_bytes, split.labels) for t in teachers}
+    as_bytes, labels = np.asarray(to_uint8(jnp.asarray(decoded))), _some(split.labels)
+    return {t.name: accuracy(t, as_bytes, labels) for t in teachers}
 
 
 def denoising_loss(settings, module, num_classes: int):
@@ -556,12 +639,13 @@ def _denoiser(config, workdir, latents, labels, upstream):
 
     zero = jnp.zeros((2,))
     variables = module.init(
-        jax.random.key(config.seed), latents[:2], zero, zero.astype(jnp.int32)
+        jax.random.key(config.seed), _first(latents), zero, zero.astype(jnp.int32)
     )
     step_fn = make_step(loss_fn, tx, ema_decay=settings.ema)
     state = make_state(variables["params"], tx)
     state, finished = train_network(
-        "denoiser", key, settings, workdir, state, step_fn, (latents, labels),
+        "denoiser", key, settings, workdir, state, step_fn,
+        streamed((latents, labels), settings.batch_size, config.seed + 3),
         config.seed + 3, lambda state: {}, config.parallel.strategy,
     )  # fmt: skip
     denoiser = Denoiser(
@@ -580,7 +664,7 @@ def _surrogate(config, workdir, train, data_key):
         settings.model, num_classes=num_classes, **options(settings.options)
     )
     key = fingerprint(data_key, settings)
-    variables = module.init(jax.random.key(config.seed), train[0][:2])
+    variables = module.init(jax.random.key(config.seed), _first(train[0]))
     tx = optax.chain(
         optax.add_decayed_weights(5e-4), optax.sgd(settings.learning_rate, momentum=0.9)
     )
@@ -592,7 +676,7 @@ def _surrogate(config, workdir, train, data_key):
 
     def step_loss(params, model_state, key, data_):
         pick, view = jax.random.split(key)
-        images, labels = draw(pick, data_[:2], settings.batch_size)
+        images, labels = draw(pick, data_, settings.batch_size)
         images, _ = data.augment(view, images, augmentation)
         return loss_fn(params, images, labels), (model_state, {})
 
@@ -631,7 +715,7 @@ def _surrogate(config, workdir, train, data_key):
         workdir,
         state,
         step_fn,
-        train,
+        streamed(train, settings.batch_size, config.seed + 4),
         config.seed + 4,
         note,
         config.parallel.strategy,
@@ -642,12 +726,13 @@ def _surrogate(config, workdir, train, data_key):
 
 
 def class_batches(images, labels, classes, size: int) -> jax.Array:
-    """Returns the first `size` images of the classes, `[classes, size, h, w, c]`.
+    """Returns the first `size` images of the classes, floats `[classes, size, h, w, c]`.
 
     A class with fewer repeats its own.
     """
     rows = [np.flatnonzero(labels == c)[:size] for c in classes]
-    return jnp.asarray(images)[np.stack([np.resize(own, size) for own in rows])]
+    chosen = jnp.asarray(images[np.stack([np.resize(own, size) for own in rows])])
+    return to_float(chosen) if chosen.dtype == jnp.uint8 else chosen
 
 
 def class_gradients(loss_fn, params, classes, batches: jax.Array) -> jax.Array:
@@ -670,23 +755,28 @@ def class_gradients(loss_fn, params, classes, batches: jax.Array) -> jax.Array:
 
 def _select(loss_fn, trajectory, train, num_classes, settings):
     """Keeps an epoch when its class gradients differ enough from the last kept's."""
-    classes = jnp.arange(num_classes)
-    batches = class_batches(
-        train[0], np.asarray(train[1]), range(num_classes), settings.gradient_images
-    )
-    at_checkpoint = jax.jit(partial(class_gradients, loss_fn))
+    labels, size = np.asarray(train[1]), settings.gradient_images
 
-    def gradients(e):
-        return at_checkpoint(jax.tree.map(lambda t: t[e], trajectory), classes, batches)
+    @jax.jit
+    def cosines(label, batch):
+        """Between the mean gradients of a class at all epochs, `[e + 1, e + 1]`."""
 
-    kept, last = [0], gradients(0)
+        def at(params):
+            return class_gradients(loss_fn, params, label[None], batch)[0]
+
+        gradients = jax.lax.map(at, trajectory)
+        norms = jnp.linalg.norm(gradients, axis=1)
+        return gradients @ gradients.T / (norms[:, None] * norms[None] + 1e-12)
+
+    # Class by class: the real images of all of them may be more than memory holds.
+    mean = 0.0
+    for c in range(num_classes):
+        batch = class_batches(train[0], labels, [c], size)
+        mean = mean + np.asarray(cosines(jnp.int32(c), batch)) / num_classes
+    kept = [0]
     for epoch in range(1, settings.epochs + 1):
-        now = gradients(epoch)
-        norms = jnp.linalg.norm(now, axis=1) * jnp.linalg.norm(last, axis=1)
-        cosine = float(jnp.mean(jnp.sum(now * last, axis=1) / (norms + 1e-12)))
-        if cosine < settings.similarity_threshold:
+        if mean[kept[-1], epoch] < settings.similarity_threshold:
             kept.append(epoch)
-            last = now
     # As many as asked for, spread over what was kept.
     places = np.linspace(0, len(kept) - 1, min(settings.checkpoints, len(kept)))
     return [kept[int(round(p))] for p in places]

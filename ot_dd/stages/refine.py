@@ -18,7 +18,7 @@ from ml_collections import FrozenConfigDict
 
 from ot_dd import data, models, ot
 from ot_dd.config import fingerprint
-from ot_dd.data import to_float, to_uint8
+from ot_dd.data import Stored, to_float, to_uint8
 from ot_dd.diffusion import SAMPLERS, Process
 from ot_dd.parallel import split
 from ot_dd.stages.artifacts import (
@@ -195,7 +195,17 @@ def _real_images(prepared):
     order = np.argsort(labels, kind="stable")
     counts = np.bincount(labels, minlength=len(prepared.dataset.class_names))
     first = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    if isinstance(images, Stored):  # As many of each class as a device has room for.
+        most = max(1, _POOL_BYTES * len(images) // images.nbytes // len(counts))
+        order = np.concatenate(
+            [order[f : f + min(n, most)] for f, n in zip(first, counts)]
+        )
+        counts = np.minimum(counts, most)
+        first = np.concatenate([[0], np.cumsum(counts)[:-1]])
     return jnp.asarray(images[order]), jnp.asarray(first), jnp.asarray(counts)
+
+
+_POOL_BYTES = 4 * 10**9
 
 
 def _low_rank(params, rank, key):

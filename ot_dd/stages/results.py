@@ -160,13 +160,14 @@ def make_figures(config, prepared: Prepared, study: Study) -> Figures:
     num_classes = len(prepared.dataset.class_names)
     shown = min(config.ipc, 10)
     rows = np.stack([np.flatnonzero(labels == c)[:shown] for c in range(num_classes)])
-    latents = np.asarray(prepared.latents).reshape(len(labels), -1)
+    latents = prepared.latents
     per_class = max(1, 1500 // num_classes)
     some = np.concatenate(
         [np.flatnonzero(labels == c)[:per_class] for c in range(num_classes)]
     )
-    center = latents[some].mean(0)
-    _, _, axes = np.linalg.svd(latents[some] - center, full_matrices=False)
+    cloud = np.asarray(latents[some]).reshape(len(some), -1)
+    center = cloud.mean(0)
+    _, _, axes = np.linalg.svd(cloud - center, full_matrices=False)
 
     def project(points):
         return (points.reshape(len(points), -1) - center) @ axes[:2].T
@@ -178,7 +179,8 @@ def make_figures(config, prepared: Prepared, study: Study) -> Figures:
             synthetic[name] = project(flat.reshape(-1, *flat.shape[2:]))
             synthetic_labels[name] = np.repeat(np.arange(num_classes), flat.shape[1])
     own = np.asarray(study.sets["ot_dd"][0].latents)[0].reshape(config.ipc, -1)
-    real = latents[labels == 0][: 8 * config.ipc]
+    real = np.asarray(latents[np.flatnonzero(labels == 0)[: 8 * config.ipc]])
+    real = real.reshape(len(real), -1)
     cost = ot.cost_matrix(jnp.asarray(own), jnp.asarray(real), "sqeuclidean")
     plan = ot.solve(cost, epsilon=0.02 * float(cost.mean()), num_iters=200).plan
     source = np.asarray(plan).argmax(0)
@@ -187,7 +189,7 @@ def make_figures(config, prepared: Prepared, study: Study) -> Figures:
         class_names=prepared.dataset.class_names,
         real=images[rows],
         sets={name: made[0].images for name, made in study.sets.items()},
-        latents_real=project(latents[some]),
+        latents_real=project(cloud),
         latents_real_labels=labels[some],
         latents_synthetic=synthetic,
         latents_synthetic_labels=synthetic_labels,

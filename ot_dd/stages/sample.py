@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from ot_dd import diffusion, platform
 from ot_dd.config import fingerprint, options
-from ot_dd.data import to_float, to_uint8
+from ot_dd.data import to_uint8
 from ot_dd.diffusion import SAMPLERS, Term, Transport, flow_process, sample_classes
 from ot_dd.diffusion.guidance import influence
 from ot_dd.flops import traced_flops
@@ -148,8 +148,9 @@ def real_latents(config, prepared: Prepared, seed: int, size: int):
         rows = rng.permutation(np.flatnonzero(labels == c))[:size]
         weights.append((np.arange(size) < len(rows)) / len(rows))
         chosen.append(np.resize(rows, size))
-    flat = prepared.latents.reshape(len(labels), -1)
-    return flat[np.stack(chosen)], jnp.asarray(np.stack(weights), jnp.float32)
+    rows = np.stack(chosen)
+    points = jnp.asarray(prepared.latents[rows]).reshape(*rows.shape, -1)
+    return points, jnp.asarray(np.stack(weights), jnp.float32)
 
 
 def generate(config, prepared: Prepared, seed: int, terms, group: int, mesh=None):
@@ -226,7 +227,7 @@ def surrogate_loss(module):
 def _targets(config, prepared, classes):
     """Returns the classes' mean real gradients at every checkpoint `[e, c, p]`."""
     size = config.surrogate.gradient_images
-    batches = to_float(class_batches(*prepared.dataset.train, classes, size))
+    batches = class_batches(*prepared.dataset.train, classes, size)
     surrogate = prepared.surrogate
     return _real_gradients(surrogate, jnp.asarray(classes, jnp.int32), batches)
 

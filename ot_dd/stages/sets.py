@@ -107,7 +107,7 @@ def _made_of_real(config, workdir, prepared, name, seed):
     made = workdir.arrays(f"{name}-{key}", make)
     if "rows" in made:
         made["images"] = images[made["rows"]]
-        made["latents"] = np.asarray(prepared.latents)[made["rows"]]
+        made["latents"] = np.asarray(prepared.latents[made["rows"]])
     if name == "random_decoded":
         made["images"] = _decoded(prepared, made["latents"])
     return ImageSet(
@@ -141,7 +141,7 @@ def _by_features(choose):
     """Returns a maker that chooses rows by the first teacher's features."""
 
     def make(prepared, labels, ipc, seed):
-        images = to_float(jnp.asarray(prepared.dataset.train.images))
+        images = prepared.dataset.train.images
         features = in_batches(class_features, (prepared.teachers[0],), images)
         return {"rows": choose(features, labels, ipc, seed)}
 
@@ -154,7 +154,7 @@ def class_features(teacher, images):
 
 
 def _el2n(prepared, labels, ipc, seed):
-    images = to_float(jnp.asarray(prepared.dataset.train.images))
+    images = prepared.dataset.train.images
     # The first checkpoint is the random initialisation; there may be no other.
     checkpoints = jax.tree.map(
         lambda p: p[1:] if len(p) > 1 else p, prepared.surrogate.params

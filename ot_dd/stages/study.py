@@ -9,7 +9,6 @@ import numpy as np
 
 from ot_dd import geometry, ot
 from ot_dd.config import fingerprint
-from ot_dd.data import to_float
 from ot_dd.parallel import side_by_side
 from ot_dd.stages import plan
 from ot_dd.stages.artifacts import ImageSet, Prepared
@@ -133,8 +132,7 @@ def _transport(config, workdir, prepared, sets):
     test, labels = prepared.dataset.test
 
     def held_out():
-        images = to_float(jnp.asarray(test))
-        return {"latents": in_batches(_encode, (prepared.autoencoder,), images)}
+        return {"latents": in_batches(_encode, (prepared.autoencoder,), test)}
 
     key = fingerprint(prepared.key)
     real = workdir.arrays(f"test-latents-{key}", held_out)["latents"]
@@ -145,7 +143,7 @@ def _transport(config, workdir, prepared, sets):
         def make():
             latents = made.latents
             if latents is None or made.name == "random_decoded":
-                flat = to_float(jnp.asarray(made.flat()[0]))
+                flat, _ = made.flat()
                 latents = in_batches(_encode, (prepared.autoencoder,), flat)
             latents = np.asarray(latents).reshape(*made.images.shape[:2], -1)
             costs = []
@@ -187,13 +185,11 @@ def label_gap(
     key = fingerprint(prepared.data_key, list(prepared.teacher_keys[:teachers]))
 
     def held_out():
-        pixels = to_float(jnp.asarray(images))
-        return {"labels": in_batches(_probabilities, (ensemble,), pixels)}
+        return {"labels": in_batches(_probabilities, (ensemble,), images)}
 
     def make():
         real = workdir.arrays(f"test-labels-{key}", held_out)["labels"]
-        pixels = to_float(jnp.asarray(image_set.flat()[0]))
-        own = in_batches(_probabilities, (ensemble,), pixels)
+        own = in_batches(_probabilities, (ensemble,), image_set.flat()[0])
         own = own.reshape(*image_set.images.shape[:2], -1)
         gaps = [geometry.label_gap(real[classes == c], own[c]) for c in range(len(own))]
         return {"mean": float(np.mean(gaps))}

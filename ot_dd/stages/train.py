@@ -29,7 +29,7 @@ def recipe_of(config, labels: str, **changes) -> Recipe:
 
 def evaluation_parts(images: np.ndarray, labels: np.ndarray, size: int = 250):
     """Returns `(images [parts, size, h, w, c], labels [parts, size])`, padded by -1."""
-    size = min(size, len(images))
+    size, images = min(size, len(images)), np.asarray(images)
     short = -len(images) % size
     images = np.concatenate([images, images[:short]])
     labels = np.concatenate([labels, np.full(short, -1, labels.dtype)])

@@ -1,6 +1,7 @@
 """The one training loop: optax steps scanned on the device, resumable by Orbax."""
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ot_dd.checkpoint import Checkpoints
+from ot_dd.data import Stream
 from ot_dd.flops import traced_flops
 from ot_dd.metrics import Metrics, Stopped
 from ot_dd.parallel import data_mesh, keep, place, to_host, told_to_end
@@ -102,7 +105,8 @@ def fit(
       name: what is trained, for progress and metrics.
       state: the fresh state; donated.
       step_fn: from `make_step`; the same object again is not compiled again.
-      data: arrays on the device that every step may read.
+      data: arrays on the device that every step may read; a `Stream` among them is read
+        while the network trains, and a step gets its `Batch` in that place.
       key: the run's key.
       num_steps: total steps.
       checkpoints: where states are kept.
@@ -120,13 +124,22 @@ def fit(
     """
     mesh = data_mesh()
     state, curve = _restore(checkpoints, state, num_steps, strategy)
+    stream, data = _stream_of(data)
     key, data = place((key, data), mesh)
     done = saved = int(state.step)
-    while done < num_steps:
-        # Chunks end at multiples of `chunk`: at most two lengths are ever compiled.
-        length = min(chunk - done % chunk, num_steps - done)
+    if stream is not None:
+        chunk = stream.chunk(chunk)
+    # Chunks end at multiples of `chunk`: at most two lengths are ever compiled.
+    ends = [*range(done - done % chunk + chunk, num_steps, chunk), num_steps]
+    lengths = np.diff([done, *ends]).tolist() if done < num_steps else []
+    feed = itertools.repeat(None)
+    if stream is not None:
+        feed = stream.feed(mesh, done, iter(lengths))
+    batches = next(feed, None)
+    for length in lengths:
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-            state, values = _run(step_fn, length, strategy, state, key, data)
+            state, values = _run(step_fn, length, strategy, state, key, data, batches)
+        batches = next(feed, None)  # read while the device is at work
         done += length
         loss = float(values["loss"])
         if not jnp.isfinite(loss):
@@ -154,8 +167,13 @@ def fit(
 
 def run_flops(step_fn, state, data, key, num_steps: int, chunk: int = 25) -> float:
     """Returns the operations of a whole run of `fit` with the same arguments."""
+    stream, data = _stream_of(data)
     length = min(chunk, num_steps)
-    traced = _run.trace(step_fn, length, "replicate", state, key, data)
+    batches = None
+    if stream is not None:
+        length = min(stream.chunk(chunk), num_steps)
+        batches = stream.example(length)
+    traced = _run.trace(step_fn, length, "replicate", state, key, data, batches)
     return traced_flops(traced) * num_steps / length
 
 
@@ -185,15 +203,39 @@ def _off_mesh(state):
     return state if data_mesh() is None else jax.tree.map(jnp.asarray, to_host(state))
 
 
+def _stream_of(data):
+    """Returns the `Stream` in a tree, or None, and the tree with None in its place."""
+
+    def is_stream(part):
+        return isinstance(part, Stream)
+
+    leaves = jax.tree.leaves(data, is_leaf=is_stream)
+    stream = next(filter(is_stream, leaves), None)
+    rest = jax.tree.map(
+        lambda part: None if is_stream(part) else part, data, is_leaf=is_stream
+    )
+    return stream, rest
+
+
+def _with_batch(data, batch):
+    """Puts a step's batch where the `Stream` was."""
+    if batch is None:
+        return data
+    return jax.tree.map(
+        lambda part: batch if part is None else part, data, is_leaf=lambda p: p is None
+    )
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3,))
-def _run(step_fn, length, strategy, state, key, data):
+def _run(step_fn, length, strategy, state, key, data, batches=None):
     """Runs `length` steps; compiled once for each `step_fn` object and length."""
 
-    def body(state, _):
-        state, values = step_fn(state, jax.random.fold_in(key, state.step), data)
+    def body(state, batch):
+        own = _with_batch(data, batch)
+        state, values = step_fn(state, jax.random.fold_in(key, state.step), own)
         return keep(state, strategy), values
 
-    state, values = jax.lax.scan(body, state, length=length)
+    state, values = jax.lax.scan(body, state, batches, length=length)
     return state, jax.tree.map(jnp.mean, values)
 
 

@@ -81,7 +81,10 @@ def test_a_second_run_is_bit_equal(first, tmp_path):
 def test_the_same_directory_again_makes_nothing(first):
     workdir, results = first
     foreign = [workdir / "notes.txt", workdir / "cache" / "x.npz"]
-    foreign += [workdir / "checkpoints" / "mine" / "readme", workdir / "cache" / "a.json"]
+    foreign += [
+        workdir / "checkpoints" / "mine" / "readme",
+        workdir / "cache" / "a.json",
+    ]
     for path in foreign:
         path.parent.mkdir(exist_ok=True)
         path.write_text("of no concern")

@@ -60,6 +60,41 @@ second.close()
 same = jax.tree.map(lambda a, b: bool((a == b).all()), state.ema, again.ema)
 assert all(jax.tree.leaves(same))
 
+# The same from rows that are read while it trains, stopped half-way by the way.
+import numpy as np
+from ot_dd.data import Stream
+from ot_dd.metrics import Stopped
+from ot_dd.stages.prepare import draw
+
+def streamed_loss(params, state, key, data):
+    x, y = draw(key, data, 64)
+    logits, state = module.apply(
+        {"params": params, **state}, x, train=True, mutable=list(state))
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+    return loss, (state, {})
+
+stream = Stream((np.asarray(images), np.asarray(labels)), 64, 7)
+streamed_step = make_step(streamed_loss, tx, ema_decay=0.9)
+for name in ("whole", "stopped"):
+    work.metrics.stop.clear()
+    third = work.checkpoints(name)
+    run = lambda: fit(
+        name, fresh(), streamed_step, stream, key, num_steps=50, chunk=4,
+        checkpoints=third, metrics=work.metrics, strategy=sys.argv[2])
+    if name == "stopped":
+        work.metrics.stop.set()
+        try:
+            run()
+            raise AssertionError("did not stop")
+        except Stopped as stopped:
+            assert "step 4" in str(stopped), stopped
+        work.metrics.stop.clear()
+    end, streamed_curve = run()
+    third.close()
+    if name == "whole":
+        whole_end = end
+assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), end, whole_end))
+
 recipe = Recipe(
     labels="soft", steps=50, batch_size=64, optimiser="adamw", learning_rate=1e-3,
     weight_decay=0.01, zeta=2.0, decays=(), ema=0.9, ce_weight=0.1, mse_weight=1.0,
@@ -73,6 +108,7 @@ student = train_student(
     mesh=parallel.local_mesh())
 print(json.dumps({
     "devices": jax.device_count(), "network": curve["loss"],
+    "streamed": streamed_curve["loss"],
     "student": student.loss.tolist(), "transport": student.transport.tolist()}))
 """
 
@@ -98,8 +134,9 @@ def alone():
 def test_eight_devices_follow_the_curve_of_one(alone, strategy):
     found = losses(8, strategy)
     assert len(alone["network"]) == len(alone["student"]) == 50
-    for curve in ("network", "student", "transport"):
+    for curve in ("network", "streamed", "student", "transport"):
         np.testing.assert_allclose(found[curve], alone[curve], atol=1e-4)
     # It learns, and transport between batches is part of what it learns from.
     assert alone["network"][-1] < 0.5 * alone["network"][0]
+    assert alone["streamed"][-1] < 0.5 * alone["streamed"][0]
     assert alone["transport"][-1] != alone["transport"][0]

@@ -1,0 +1,105 @@
+"""Images and latents that stay on disk: the same rows, in an order that resumes."""
+
+import jax
+import numpy as np
+import pytest
+from blobs import prepare_tfds
+from PIL import Image
+
+from ot_dd import data
+from ot_dd.data import Stored, Stream
+from ot_dd.data.stored import read_records, write_records
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Class folders of JPEG files, wider than high, one of them grey."""
+    root = tmp_path_factory.mktemp("jpeg")
+    rng = np.random.default_rng(0)
+    for label in range(3):
+        (root / f"c{label}").mkdir()
+        for i in range(20):
+            pixels = rng.integers(0, 256, (24, 32, 3), np.uint8)
+            image = Image.fromarray(pixels).convert("L" if i == 0 else "RGB")
+            image.save(root / f"c{label}" / f"{i}.jpg", quality=95)
+    return root
+
+
+def test_rows_are_those_of_the_array():
+    whole = np.arange(60).reshape(12, 5)
+    stored = Stored(whole.shape, whole.dtype, lambda rows: whole[rows])
+    mask = np.arange(12) % 5 == 0
+    pairs, none = np.array([[7, 0], [0, 11]]), np.array([], int)
+    for index in (3, -1, slice(2, 9, 3), mask, pairs, none):
+        np.testing.assert_array_equal(stored[index], whole[index])
+    np.testing.assert_array_equal(np.asarray(stored), whole)
+    assert len(stored) == 12 and stored.nbytes == whole.nbytes
+    with pytest.raises(IndexError):
+        stored[12]
+
+
+@pytest.mark.parametrize("kind", ["image_folder", "tfds"])
+def test_a_set_on_disk_is_the_set_in_memory(kind, folder, tmp_path):
+    source = f"image_folder:{folder}"
+    if kind == "tfds":
+        source = f"tfds:{prepare_tfds(tmp_path, {'train': (12, True)})}"
+    kept = data.load(source, image_size=16)
+    stored = data.load(source, image_size=16, in_memory_gb=0)
+    assert kept.class_names == stored.class_names
+    for ours, theirs in ((kept.train, stored.train), (kept.test, stored.test)):
+        assert isinstance(ours.images, np.ndarray) and isinstance(theirs.images, Stored)
+        np.testing.assert_array_equal(ours.images, np.asarray(theirs.images))
+        np.testing.assert_array_equal(ours.labels, theirs.labels)
+
+
+def test_an_image_that_does_not_decode_is_named_when_it_is_used(folder, tmp_path):
+    (tmp_path / "a").mkdir()
+    for i in range(6):
+        Image.new("RGB", (16, 16)).save(tmp_path / "a" / f"{i}.jpg")
+    (tmp_path / "a" / "4.jpg").write_bytes(b"no image")
+    found = data.load(f"image_folder:{tmp_path}", image_size=16, in_memory_gb=0)
+    with pytest.raises(ValueError, match="4.jpg"):
+        for split in (found.train, found.validation, found.test):
+            np.asarray(split.images)
+
+
+def batches(stream, first, lengths):
+    feed = stream.feed(None, first, iter(lengths))
+    return np.concatenate([np.asarray(batch.columns[0]) for batch in feed])
+
+
+def test_an_epoch_has_every_row_once_and_a_run_can_go_on_from_any_step():
+    rows = np.arange(24)
+    stream = Stream((rows, -rows), size=6, seed=3)
+    whole = batches(stream, 0, [3, 3, 2])
+    assert whole.shape == (8, 6)
+    for epoch in (whole[:4], whole[4:]):
+        np.testing.assert_array_equal(np.sort(epoch.ravel()), rows)
+    assert (whole[:4] != whole[4:]).any()
+    np.testing.assert_array_equal(batches(stream, 5, [1, 2]), whole[5:])
+    np.testing.assert_array_equal(batches(stream, 2, [4]), whole[2:6])
+    other = batches(stream._replace(seed=4), 0, [8])
+    assert (other != whole).any()
+    (both,) = stream.feed(None, 0, iter([8]))
+    np.testing.assert_array_equal(both.columns[1], -both.columns[0])
+    shapes = [(x.shape, x.dtype) for x in jax.tree.leaves(stream.example(8))]
+    assert shapes == [(x.shape, np.dtype(int)) for x in both.columns]
+
+
+def test_large_batches_are_held_a_few_steps_at_a_time():
+    images = Stored((10_000, 256, 256, 3), np.uint8, None)
+    assert Stream((images,), 256, 0).chunk(25) == 5
+    assert Stream((np.arange(10),), 5, 0).chunk(25) == 25
+    assert Stream((images,), 10_000, 0).chunk(25) == 1
+
+
+def test_records_come_back_from_several_files(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(10, 2, 3)).astype(np.float32)
+    paths = [tmp_path / "a" / f"{i}.array_record" for i in range(3)]
+    for path, part in zip(paths, np.split(rows, [4, 8])):
+        write_records(path, part)
+    stored = read_records(paths, rows.shape, np.float32)
+    np.testing.assert_array_equal(stored[[9, 0, 4]], rows[[9, 0, 4]])
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [p.name for p in paths]
+    with pytest.raises(ValueError, match="holds 10 rows in its parts, expected 11"):
+        read_records(paths, (11, 2, 3), np.float32)
