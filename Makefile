@@ -19,7 +19,7 @@ test-lowest: .venv/installed-dev
 	    -r requirements.txt
 	$(BIN)/uv pip install --quiet --python $(LOWEST) pytest pytest-xdist hypothesis pot
 	$(LOWEST) -m pytest tests/data/test_sources.py tests/ot/test_sinkhorn.py \
-	    tests/test_checkpoint.py tests/test_config.py tests/losses/test_students.py \
+	    tests/test_checkpoint.py tests/test_config.py \
 	    tests/diffusion/test_steering.py tests/stages/test_pipeline.py
 
 # Every set under two protocols: minutes on digits, hours on Fashion-MNIST.

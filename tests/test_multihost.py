@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.multihost
@@ -42,24 +43,39 @@ def wait_for(process, workdir, pattern):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The run of two processes; the others start from its prepared small networks."""
+def on_disk(tmp_path_factory):
+    """Flags that make the digits image files, of which each process reads its share."""
+    folder = tmp_path_factory.mktemp("digits")
+    digits = load_digits()
+    for i, (image, label) in enumerate(zip(digits.images, digits.target)):
+        (folder / str(label)).mkdir(exist_ok=True)
+        pixels = (image * 255 / 16).round().astype(np.uint8)
+        Image.fromarray(pixels).convert("RGB").save(folder / str(label) / f"{i}.png")
+    return (
+        f"--config.data.source=image_folder:{folder}", "--config.data.image_size=8",
+        "--config.data.in_memory_gb=0",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, on_disk):
+    """The run of two processes that the others are compared with."""
     workdir = tmp_path_factory.mktemp("pod") / "whole"
-    said = finish(start(2, 4, workdir))
+    said = finish(start(2, 4, workdir, *on_disk))
     # One of the two prints.
     assert said.count("prepare: data, autoencoder") == 1
     return workdir
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_with_other_processes(undisturbed, tmp_path):
+def test_a_killed_run_goes_on_with_other_processes(undisturbed, on_disk, tmp_path):
     workdir = tmp_path / "killed"
-    process = start(2, 4, workdir)
+    process = start(2, 4, workdir, *on_disk)
     wait_for(process, workdir, "checkpoints/denoiser-*/steps/25")
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (workdir / "results.json").exists()
-    finish(start(1, 8, workdir))
+    finish(start(1, 8, workdir, *on_disk))
     # Eight devices either way: the same sums, but not in the same order.
     assert_alike(workdir, undisturbed)
 

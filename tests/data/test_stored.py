@@ -9,6 +9,7 @@ from PIL import Image
 from ot_dd import data
 from ot_dd.data import Stored, Stream
 from ot_dd.data.stored import read_records, write_records
+from ot_dd.workdir import WorkDir
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +104,23 @@ def test_records_come_back_from_several_files(tmp_path):
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [p.name for p in paths]
     with pytest.raises(ValueError, match="holds 10 rows in its parts, expected 11"):
         read_records(paths, (11, 2, 3), np.float32)
+
+
+def test_parts_that_are_missing_are_made_and_no_others(tmp_path):
+    work, rows = WorkDir(tmp_path), np.arange(30.0, dtype=np.float32).reshape(10, 3)
+    made = []
+
+    def make(part):
+        made.append((part.start, part.stop))
+        return rows[part.start : part.stop]
+
+    def stored():
+        return work.records("latents-x", rows.shape, np.float32, 4, make)
+
+    np.testing.assert_array_equal(np.asarray(stored()), rows)
+    assert made == [(0, 4), (4, 8), (8, 10)]
+    names = sorted(path.name for path in (tmp_path / "cache" / "latents-x").iterdir())
+    assert names == [f"0000{i}-of-00003.array_record" for i in range(3)]
+    (tmp_path / "cache" / "latents-x" / names[1]).unlink()
+    np.testing.assert_array_equal(stored()[[9, 5]], rows[[9, 5]])
+    assert made[3:] == [(4, 8)]
