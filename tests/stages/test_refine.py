@@ -43,8 +43,15 @@ def ready(tmp_path_factory) -> tuple[WorkDir, Prepared]:
     ("changes", "moves_latents"),
     [
         ({"optimise": "latents", "features": ("fresh:convnet3", "surrogate")}, True),
-        ({"optimise": "latents", "divergence": "mean", "anchor_weight": 1.0}, True),
-        ({"optimise": "pixels", "features": ("teachers",)}, True),
+        (
+            {
+                "optimise": "pixels",
+                "features": ("teachers",),
+                "divergence": "mean",
+                "anchor_weight": 1.0,
+            },
+            True,
+        ),
         ({"optimise": "decoder", "divergence": "distance"}, False),
         ({"optimise": "denoiser", "rank": 2, "clip": 1.0}, True),
         (
@@ -52,11 +59,12 @@ def ready(tmp_path_factory) -> tuple[WorkDir, Prepared]:
                 "pool": 2,
                 "features": ("fresh:convnet3", "surrogate", "teachers"),
                 "real_batch": 40,
+                "epsilon": 0.5,
                 "epsilon_end": 0.1,
+                "tau": 0.8,
             },
             True,
         ),
-        ({"tau": 0.8, "epsilon": 0.5}, True),
     ],
 )
 def test_each_target_changes_the_images(ready, changes, moves_latents):
