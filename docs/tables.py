@@ -155,8 +155,9 @@ def main(path: Path) -> None:
     for (name, variant), cells in rows.items():
         title = variants.get(variant) or found["sets"][name]["title"]
         scores = [percent(cells[k]) if k in cells else "" for k in ("hard", "soft")]
-        distance = found["sets"][name]["transport"]["mean"]
-        print(f"| {title} | {' | '.join(scores)} | {distance:.1f} |")
+        distance = found["sets"][name].get("transport")  # not of `ot_dd.evaluate`
+        distance = f"{distance['mean']:.1f}" if distance else ""
+        print(f"| {title} | {' | '.join(scores)} | {distance} |")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ def test_code_on_the_page_runs(page):
         ("docs/tuning.md", "docs/tuning_fashion_mnist.json"),
         ("docs/tuning.md", "docs/transport_fashion_mnist.json"),
         ("docs/results.md", "docs/results/table_digits.json"),
+        ("docs/results.md", "docs/results/table_fashion_mnist.json"),
+        ("docs/results.md", "docs/results/ladder_fashion_mnist.json"),
     ],
 )
 def test_tables_come_from_the_committed_files(page, source):
