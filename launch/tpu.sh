@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the pipeline on a Cloud TPU VM, detached from this shell.
+# Runs the pipeline on a Cloud TPU slice, detached from this shell.
 #
 #   cp launch/env.sh.example launch/env.sh      # then fill it in
 #   launch/tpu.sh create                        # asks for the TPU, waits until it is there
@@ -10,6 +10,8 @@
 # --dry-run before the verb prints every command and runs none. With BUCKET set, `run` saves
 # the work directory there every ten minutes and when it ends, and on a new machine brings it
 # back first. So after a preemption: delete, create, setup, and the same `run` goes on.
+# Slices of several machines run the same command on all of them, in a work directory on the
+# file server SHARE, which stays when they go.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -45,19 +47,30 @@ done
 CAPACITY=${CAPACITY:-on-demand}
 BUCKET=${BUCKET:-}
 
-case $ACCELERATOR in
-  v5litepod-1 | v5litepod-4 | v5litepod-8) default_runtime=v2-alpha-tpuv5-lite ;;
-  v6e-1 | v6e-4 | v6e-8) default_runtime=v2-alpha-tpuv6e ;;
-  v5p-8) default_runtime=v2-alpha-tpuv5 ;;
-  v4-8) default_runtime=tpu-ubuntu2204-base ;;
-  *) die "ACCELERATOR=$ACCELERATOR: sampling is split over the chips of one machine: v5litepod-1, -4, -8, v6e-1, -4, -8, v5p-8 or v4-8" ;;
+SHARE=${SHARE:-}
+
+kind=${ACCELERATOR%-*} size=${ACCELERATOR##*-}
+case $kind in
+  v5litepod) default_runtime=v2-alpha-tpuv5-lite ;;
+  v6e) default_runtime=v2-alpha-tpuv6e ;;
+  v5p) default_runtime=v2-alpha-tpuv5 ;;
+  v4) default_runtime=tpu-ubuntu2204-base ;;
+  *) die "ACCELERATOR=$ACCELERATOR: must be v5litepod-N, v6e-N, v5p-N or v4-N" ;;
 esac
+[[ $size =~ ^[1-9][0-9]*$ ]] || die "ACCELERATOR=$ACCELERATOR: $size is no number of chips or cores"
+# One machine has up to 8 chips of v5e and v6e, and 4 chips, 8 cores, of v4 and v5p.
+workers=()
+if ((size > 8)); then
+  workers=(--worker=all)
+  [[ -n $SHARE ]] || die "ACCELERATOR=$ACCELERATOR has several machines: set SHARE to an NFS export that holds the work directory, such as 10.0.0.2:/ot_dd"
+  [[ -z $BUCKET ]] || die "several machines keep their work directory on SHARE: leave BUCKET empty"
+fi
 RUNTIME=${RUNTIME:-$default_runtime}
 where=(--project="$PROJECT" --zone="$ZONE")
 
-# Runs a command line on the TPU VM.
+# Runs a command line on every machine of the slice.
 on_tpu() {
-  show gcloud compute tpus tpu-vm ssh "$TPU" "${where[@]}" --command="$1"
+  show gcloud compute tpus tpu-vm ssh "$TPU" "${where[@]}" ${workers[@]+"${workers[@]}"} --command="$1"
 }
 
 create() {
@@ -91,13 +104,22 @@ setup() {
     printf 'tpu.sh: what is not committed does not come along\n' >&2
   archive=$(mktemp -d)/ot-dd.tar.gz
   show git -C "$here/.." archive --format=tar.gz --output="$archive" HEAD
-  show gcloud compute tpus tpu-vm scp "$archive" "$TPU:ot-dd.tar.gz" "${where[@]}"
+  show gcloud compute tpus tpu-vm scp "$archive" "$TPU:ot-dd.tar.gz" "${where[@]}" ${workers[@]+"${workers[@]}"}
   # The image's Python is 3.10: uv brings another, beside it.
-  on_tpu 'set -e; mkdir -p ot-dd; tar -xzf ot-dd.tar.gz -C ot-dd; cd ot-dd
+  local share='' check='import jax; print(jax.devices())'
+  if [[ -n $SHARE ]]; then
+    share="
+command -v mount.nfs >/dev/null || { sudo apt-get -qq update; sudo apt-get -qq install -y nfs-common; }
+mkdir -p out; mountpoint -q out || sudo mount -t nfs $(printf '%q' "$SHARE") out
+sudo chown \$(id -u) out"
+  fi
+  # Devices are found when all machines ask for them together.
+  ((size <= 8)) || check='import jax; jax.distributed.initialize(); print(jax.devices())'
+  on_tpu 'set -e; mkdir -p ot-dd; tar -xzf ot-dd.tar.gz -C ot-dd; cd ot-dd'"$share"'
 command -v ~/.local/bin/uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
 ~/.local/bin/uv venv --allow-existing --python 3.12 .venv
 ~/.local/bin/uv pip install -e . "jax[tpu]"
-.venv/bin/python -c "import jax; print(jax.devices())"'
+.venv/bin/python -c "'"$check"'"'
   rm -rf "$(dirname "$archive")"
 }
 
@@ -107,6 +129,7 @@ run() {
   for word in "$@"; do
     [[ $word != --workdir* ]] || die "run keeps everything in out/run there: leave out $word"
   done
+  ((size <= 8)) || set -- --coordinator=auto "$@"
   words=$(printf ' %q' .venv/bin/python -m ot_dd.distill --workdir=out/run "$@")
   line="export JAX_COMPILATION_CACHE_DIR=\$HOME/.cache/jax"
   if [[ -n $BUCKET ]]; then
@@ -120,17 +143,18 @@ run() {
   else
     line+=";$words"
   fi
-  on_tpu "cd ot-dd && mkdir -p out && { ! kill -0 \"\$(cat out/pid 2>/dev/null)\" 2>/dev/null || { echo 'a run is going on: launch/tpu.sh stop' >&2; exit 1; }; } && { setsid nohup bash -c $(printf '%q' "$line") >out/log 2>&1 </dev/null & echo \$! >out/pid; }"
+  on_tpu "cd ot-dd && mkdir -p out && { ! kill -0 \"\$(cat run.pid 2>/dev/null)\" 2>/dev/null || { echo 'a run is going on: launch/tpu.sh stop' >&2; exit 1; }; } && { setsid nohup bash -c $(printf '%q' "$line") >run.log 2>&1 </dev/null & echo \$! >run.pid; }"
 }
 
 logs() {
-  on_tpu 'tail -n 100 -F ot-dd/out/log'
+  workers=(--worker=0) # the first machine is the one that prints
+  on_tpu 'tail -n 100 -F ot-dd/run.log'
 }
 
 stop() {
   # The whole session of the run; a killed program leaves libtpu's lock behind.
   # shellcheck disable=SC2016 # expanded there
-  local line='cd ot-dd; pid=$(cat out/pid) || exit 0; pkill -TERM -s "$pid"; for _ in $(seq 20); do pgrep -s "$pid" >/dev/null || break; sleep 0.5; done; pkill -KILL -s "$pid"; rm -f out/pid; rm -f /tmp/libtpu_lockfile || sudo rm -f /tmp/libtpu_lockfile'
+  local line='cd ot-dd; pid=$(cat run.pid) || exit 0; pkill -TERM -s "$pid"; for _ in $(seq 20); do pgrep -s "$pid" >/dev/null || break; sleep 0.5; done; pkill -KILL -s "$pid"; rm -f run.pid; rm -f /tmp/libtpu_lockfile || sudo rm -f /tmp/libtpu_lockfile'
   [[ -z $BUCKET ]] || line+="; gcloud storage rsync -r out/run $(printf '%q' "$BUCKET")"
   on_tpu "$line"
 }
@@ -142,7 +166,7 @@ fetch() {
     local target
     target=out/$TPU-$(date +%Y%m%d-%H%M%S)
     show mkdir -p out
-    show gcloud compute tpus tpu-vm scp --recurse "$TPU:ot-dd/out/run" "$target" "${where[@]}"
+    show gcloud compute tpus tpu-vm scp --recurse "$TPU:ot-dd/out/run" "$target" "${where[@]}" --worker=0
   fi
 }
 

@@ -40,7 +40,7 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Where everything is kept; default out/<name of the config>."
 )
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", "", "host:port of the first of several processes; else found out."
+    "coordinator", "", "host:port of the first of several processes, or auto."
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many there are.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which one this is, from 0.")

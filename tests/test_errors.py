@@ -297,6 +297,7 @@ def distill(*flags, **options):
         (["--config=configs/nowhere.py"], "nowhere.py"),
         (["--stages=sampel"], "--stages names 'sampel'"),
         (["--num_processes=2"], "go together"),
+        (["--coordinator=auto"], "found no cluster here"),
         (["extra"], "unexpected argument 'extra'"),
     ],
 )

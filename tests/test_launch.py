@@ -111,14 +111,44 @@ def test_run_is_detached_and_keeps_every_word(tpu, tmp_path):
         "-m", "ot_dd.distill", "--workdir=out/run", "--config=configs/digits.py", odd,
     ]  # fmt: skip
     assert not list(remote.rglob("hacked"))
-    pid = int((remote / "ot-dd" / "out" / "pid").read_text())
+    pid = int((remote / "ot-dd" / "run.pid").read_text())
     os.kill(pid, 0)  # It lives on after the command has returned.
     again, _ = tpu("run", "--config=configs/digits.py", REMOTE=str(remote))
     assert again.returncode == 1 and "a run is going on" in again.stderr
     stopped, _ = tpu("stop", REMOTE=str(remote))
     assert stopped.returncode == 0, stopped.stderr
     assert subprocess.run(["pgrep", "-s", str(pid)]).returncode == 1
-    assert not (remote / "ot-dd" / "out" / "pid").exists()
+    assert not (remote / "ot-dd" / "run.pid").exists()
+
+
+POD = ["ACCELERATOR=v5litepod-256", "SHARE='10.0.0.2:/a share'"]
+
+
+@pytest.mark.parametrize("verb", ["setup", "run", "stop"])
+def test_a_pod_does_the_same_on_every_machine(tpu, verb, tmp_path):
+    arguments = ["--config=configs/imagenet1k.py"] if verb == "run" else []
+    done, calls = tpu(verb, *arguments, settings=POD)
+    assert done.returncode == 0, done.stderr
+    for call in calls:
+        assert call[:3] == ["compute", "tpus", "tpu-vm"] and "--worker=all" in call
+    line = calls[-1][-1]
+    if verb == "setup":
+        # The lines are a shell's; the share is mounted before anything is installed.
+        script = line.removeprefix("--command=")
+        subprocess.run(["bash", "-n", "-c", script], check=True)
+        mount = "sudo mount -t nfs 10.0.0.2:/a\\ share out"
+        assert 0 < line.index(mount) < line.index("uv venv")
+        assert "jax.distributed.initialize()" in line
+    if verb == "run":
+        words = line.replace("\\", "")
+        assert "--workdir=out/run --coordinator=auto --config=configs" in words
+
+
+def test_a_pod_is_read_from_its_first_machine(tpu):
+    _, (call,) = tpu("logs", settings=POD)
+    assert "--worker=0" in call and "--worker=all" not in call
+    _, (call,) = tpu("fetch", settings=POD)
+    assert call[3:5] == ["scp", "--recurse"] and call[-1] == "--worker=0"
 
 
 def test_a_bucket_is_read_before_and_written_after(tpu, tmp_path):
@@ -148,7 +178,14 @@ def test_a_bucket_is_read_before_and_written_after(tpu, tmp_path):
         ([], ["run"], "run needs the arguments"),
         ([], ["run", "--workdir=x"], "leave out --workdir=x"),
         (["ZONE="], ["logs"], "does not set ZONE"),
-        (["ACCELERATOR=v5litepod-256"], ["create"], "one machine"),
+        (["ACCELERATOR=v5litepod-256"], ["create"], "set SHARE to an NFS export"),
+        (
+            ["ACCELERATOR=v4-16", "SHARE=h:/x", "BUCKET=gs://b"],
+            ["run", "-x"],
+            "leave BUCKET empty",
+        ),
+        (["ACCELERATOR=v5e-4"], ["create"], "must be v5litepod-N, v6e-N"),
+        (["ACCELERATOR=v4-many"], ["create"], "many is no number"),
         (["CAPACITY=cheap"], ["create"], "must be on-demand, spot or reserved"),
     ],
 )

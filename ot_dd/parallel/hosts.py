@@ -28,13 +28,24 @@ def start_processes(
     happens by itself; on a plain machine nothing does.
 
     Args:
-      coordinator: `host:port` of the first process; needs the other two.
+      coordinator: `host:port` of the first process, which needs the other two; or
+        "auto": JAX asks the machine, as on Cloud TPU, whose slices do not always say in
+        their environment that they are several machines.
       num_processes: how many there are.
       process_id: which one this is, from 0.
 
     Raises:
-      ConfigError: when only some of the three are given, or the id is out of range.
+      ConfigError: when only some of the three are given, or the id is out of range, or
+        there is nothing that "auto" could find.
     """
+    if coordinator == "auto":
+        try:
+            return jax.distributed.initialize()
+        except ValueError as error:
+            raise ConfigError(
+                f"--coordinator=auto found no cluster here ({error}): give "
+                "--coordinator=host:port, --num_processes and --process_id"
+            ) from error
     given = (bool(coordinator), num_processes > 0, process_id >= 0)
     if any(given) and not all(given):
         raise ConfigError(
