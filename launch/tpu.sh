@@ -61,7 +61,7 @@ esac
 # One machine has up to 8 chips of v5e and v6e, and 4 chips, 8 cores, of v4 and v5p.
 workers=()
 if ((size > 8)); then
-  workers=(--worker=all)
+  workers=(--worker=all --batch-size=all)
   [[ -n $SHARE ]] || die "ACCELERATOR=$ACCELERATOR has several machines: set SHARE to an NFS export that holds the work directory, such as 10.0.0.2:/ot_dd"
   [[ -z $BUCKET ]] || die "several machines keep their work directory on SHARE: leave BUCKET empty"
 fi
@@ -104,13 +104,14 @@ setup() {
     printf 'tpu.sh: what is not committed does not come along\n' >&2
   archive=$(mktemp -d)/ot-dd.tar.gz
   show git -C "$here/.." archive --format=tar.gz --output="$archive" HEAD
-  show gcloud compute tpus tpu-vm scp "$archive" "$TPU:ot-dd.tar.gz" "${where[@]}" ${workers[@]+"${workers[@]}"}
+  show gcloud compute tpus tpu-vm scp "$archive" "$TPU:ot-dd.tar.gz" "${where[@]}" ${workers[@]+"${workers[0]}"}
   # The image's Python is 3.10: uv brings another, beside it.
   local share='' check='import jax; print(jax.devices())'
   if [[ -n $SHARE ]]; then
+    # Without locks: those of a machine that is taken away would never be released.
     share="
 command -v mount.nfs >/dev/null || { sudo apt-get -qq update; sudo apt-get -qq install -y nfs-common; }
-mkdir -p out; mountpoint -q out || sudo mount -t nfs $(printf '%q' "$SHARE") out
+mkdir -p out; mountpoint -q out || sudo mount -t nfs -o nolock $(printf '%q' "$SHARE") out
 sudo chown \$(id -u) out"
   fi
   # Devices are found when all machines ask for them together.
@@ -143,7 +144,9 @@ run() {
   else
     line+=";$words"
   fi
-  on_tpu "cd ot-dd && mkdir -p out && { ! kill -0 \"\$(cat run.pid 2>/dev/null)\" 2>/dev/null || { echo 'a run is going on: launch/tpu.sh stop' >&2; exit 1; }; } && { setsid nohup bash -c $(printf '%q' "$line") >run.log 2>&1 </dev/null & echo \$! >run.pid; }"
+  local mounted=
+  [[ -z $SHARE ]] || mounted="mountpoint -q out || { echo 'out is not mounted: launch/tpu.sh setup' >&2; exit 1; }; "
+  on_tpu "cd ot-dd && mkdir -p out && ${mounted} { ! kill -0 \"\$(cat run.pid 2>/dev/null)\" 2>/dev/null || { echo 'a run is going on: launch/tpu.sh stop' >&2; exit 1; }; } && { setsid nohup bash -c $(printf '%q' "$line") >run.log 2>&1 </dev/null & echo \$! >run.pid; }"
 }
 
 logs() {

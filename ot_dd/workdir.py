@@ -105,11 +105,11 @@ class WorkDir:
         count = len(starts)
         paths = [folder / f"{i:05d}-of-{count:05d}.array_record" for i in range(count)]
         told_to_end()
+        self.metrics.check(name)  # all together: none waits for one that has ended
         missing = [i for i in range(count) if not paths[i].exists()]
         # What the others make meanwhile is none of this process's business.
         own = [i for i in missing if i % jax.process_count() == jax.process_index()]
         for done, i in enumerate(own):
-            self.metrics.check(name)
             rows = range(starts[i], min(starts[i] + part, shape[0]))
             with self.timed(f"{name}-{i:05d}", everyone=True):
                 write_records(paths[i], np.asarray(make(rows), dtype))

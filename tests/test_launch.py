@@ -136,10 +136,11 @@ def test_a_pod_does_the_same_on_every_machine(tpu, verb, tmp_path):
         # The lines are a shell's; the share is mounted before anything is installed.
         script = line.removeprefix("--command=")
         subprocess.run(["bash", "-n", "-c", script], check=True)
-        mount = "sudo mount -t nfs 10.0.0.2:/a\\ share out"
+        mount = "sudo mount -t nfs -o nolock 10.0.0.2:/a\\ share out"
         assert 0 < line.index(mount) < line.index("uv venv")
         assert "jax.distributed.initialize()" in line
     if verb == "run":
+        assert line.index("mountpoint -q out") < line.index("setsid")
         words = line.replace("\\", "")
         assert "--workdir=out/run --coordinator=auto --config=configs" in words
 

@@ -148,7 +148,7 @@ def el2n_scores(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _by_class(features, labels):
-    """Yields each class's rows and their features in float64."""
+    """Yields each class's rows and their features in float64, `[rows, d]`."""
     for c in range(int(labels.max()) + 1):
         rows = np.flatnonzero(labels == c)
-        yield rows, np.asarray(features[rows], np.float64)
+        yield rows, np.asarray(features[rows], np.float64).reshape(len(rows), -1)

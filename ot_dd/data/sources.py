@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ot_dd.data.stored import Stored
+from ot_dd.parallel import gather_rows
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".webp")
 FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")
@@ -127,7 +128,7 @@ def load(
       seed: Seed of the splits and of `max_per_class`.
       max_per_class: Training and validation images kept for each class together; 0
         keeps all. The test set stays whole.
-      in_memory_gb: A split whose decoded images take more stays encoded on disk, and
+      in_memory_gb: A split whose images take more as float32 stays encoded on disk, and
         each image is decoded whenever it is used (`Stored`); such a set needs an
         `image_size` and has three channels.
 
@@ -281,7 +282,7 @@ def _limit(pool: _Pool, size: int, seed: Sequence[int]) -> _Pool:
 
 def _decoded(pools: Sequence[_Pool], image_size: int, in_memory_gb: float):
     """Returns `(images, pool)` of each split, decoded now or when they are used."""
-    sizes = [3 * image_size**2 * len(pool.labels) for pool in pools]
+    sizes = [4 * 3 * image_size**2 * len(pool.labels) for pool in pools]
     stored = [
         pool.items.dtype == object and size > 1e9 * in_memory_gb
         for pool, size in zip(pools, sizes)
@@ -590,10 +591,16 @@ def _read_tfds(path: str, data_dir: str) -> _Source:
             _Encoded(f"{i} of split {split} in {root}", functools.partial(encoded, i))
             for i in range(len(examples))
         ]
-        # Every record is read once for its label; images are read again when used.
-        labels = list(
-            _threads().map(lambda i: int(examples[i]["label"]), range(len(images)))
-        )
+
+        # Every record is read once for its label, by one of the processes; images are read
+        # again when they are used.
+        def labels_of(rows):
+            return np.array(
+                list(_threads().map(lambda i: int(examples[i]["label"]), rows)),
+                np.int64,
+            )
+
+        labels = gather_rows(len(images), labels_of)
         return _encoded_pool(images, labels)
 
     with _damage_explained(root):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import optax
 
 from ot_dd.baselines import minimax_loss, remember
-from ot_dd.config import fingerprint
+from ot_dd.config import ConfigError, fingerprint
+from ot_dd.data import Stored
 from ot_dd.stages.artifacts import Prepared
 from ot_dd.stages.prepare import denoising_loss, draw, train_network
 from ot_dd.training import make_state, make_step
@@ -26,6 +27,11 @@ def fine_tuned(config, workdir: WorkDir, prepared: Prepared) -> Prepared:
       prepared: networks and real latents.
     """
     settings, denoiser = config.denoiser, prepared.denoiser
+    if isinstance(prepared.latents, Stored):
+        raise ConfigError(
+            "the baseline minimax needs all latents on the device: raise "
+            "config.data.in_memory_gb, or leave it out of config.study.baselines"
+        )
     steps = max(1, round(SHARE_OF_STEPS * settings.steps))
     rate = SHARE_OF_RATE * settings.learning_rate
     recipe = settings.batch_size, settings.ema, settings.label_dropout, settings.dtype

@@ -369,7 +369,9 @@ def streamed(columns: tuple, size: int, seed: int):
     """Returns columns as `fit` takes them: a `Stream` if any of them is `Stored`."""
     if not any(isinstance(column, Stored) for column in columns):
         return columns
-    return Stream(tuple(columns), size, seed)
+    # On the host: the threads that read must not queue behind the device's work.
+    kept = [c if isinstance(c, Stored) else np.asarray(c) for c in columns]
+    return Stream(tuple(kept), size, seed)
 
 
 def train_network(
@@ -469,7 +471,7 @@ def _autoencoder(config, workdir, dataset, train, critics, data_key):
     settings = config.autoencoder
     shape = train[0].shape[1:]
     if settings.model == "identity":
-        some = jnp.asarray(_some(train[0]))
+        some = jnp.asarray(train[0][_some(train[0])])
         some = to_float(some) if some.dtype == jnp.uint8 else some
         mean, std = some.mean((0, 1, 2)), some.std((0, 1, 2))
         key = fingerprint(data_key, "identity")
@@ -514,7 +516,8 @@ def _autoencoder(config, workdir, dataset, train, critics, data_key):
         autoencoder = empty.replace(variables={"params": state.ema})
 
         def moments():
-            raw = in_batches(_encode, (autoencoder,), _some(train[0]))
+            some = train[0][_some(train[0])]
+            raw = in_batches(_encode, (autoencoder,), some)
             return {"mean": raw.mean((0, 1, 2)), "std": raw.std((0, 1, 2))}
 
         stored = workdir.arrays(f"latent-moments-{key}", moments)
@@ -541,14 +544,13 @@ def _autoencoder(config, workdir, dataset, train, critics, data_key):
     return autoencoder_of(state), finished, key
 
 
-_MANY = 10_000
+_MANY = 2000
 
 
-def _some(rows):
-    """Returns rows evenly spread over a set that is larger than these figures need."""
-    if not isinstance(rows, Stored) and len(rows) <= 100 * _MANY:
-        return rows
-    return rows[:: -(-len(rows) // _MANY)]
+def _some(images):
+    """Returns which rows to take for figures that not every stored image is needed for."""
+    every = -(-len(images) // _MANY) if isinstance(images, Stored) else 1
+    return slice(None, None, every)
 
 
 def _first(images):
@@ -559,7 +561,7 @@ def _first(images):
 
 def _reconstruct(autoencoder, images):
     """Returns the reconstructions of uint8 images and the images, as floats."""
-    images = to_float(jnp.asarray(_some(images)))
+    images = to_float(jnp.asarray(images[_some(images)]))
     latents = in_batches(_encode, (autoencoder,), images)
     return decode_images(autoencoder, jnp.asarray(latents)), images
 
@@ -567,7 +569,8 @@ def _reconstruct(autoencoder, images):
 def _on_reconstructions(autoencoder, teachers, split) -> dict[str, float]:
     """Returns the accuracy of every teacher on the reconstructions of a split."""
     decoded, _ = _reconstruct(autoencoder, split.images)
-    as_bytes, labels = np.asarray(to_uint8(jnp.asarray(decoded))), _some(split.labels)
+    as_bytes = np.asarray(to_uint8(jnp.asarray(decoded)))
+    labels = split.labels[_some(split.images)]
     return {t.name: accuracy(t, as_bytes, labels) for t in teachers}
 
 

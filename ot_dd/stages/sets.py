@@ -125,16 +125,12 @@ def _decoded(prepared, latents):
     return images.reshape(*latents.shape[:2], *images.shape[1:])
 
 
-def _flat_latents(prepared):
-    return np.asarray(prepared.latents).reshape(len(prepared.latents), -1)
-
-
 def _random(prepared, labels, ipc, seed):
     return {"rows": baselines.random_rows(labels, ipc, seed)}
 
 
 def _kmeans(prepared, labels, ipc, seed):
-    return {"rows": baselines.kmeans_rows(_flat_latents(prepared), labels, ipc, seed)}
+    return {"rows": baselines.kmeans_rows(prepared.latents, labels, ipc, seed)}
 
 
 def _by_features(choose):
@@ -176,8 +172,7 @@ def _probabilities(surrogate, images):
 
 
 def _quantised(prepared, labels, ipc, seed):
-    flat = _flat_latents(prepared)
-    centroids, weights = baselines.quantise(flat, labels, ipc, seed)
+    centroids, weights = baselines.quantise(prepared.latents, labels, ipc, seed)
     shape = (*centroids.shape[:2], *prepared.latents.shape[1:])
     latents = centroids.astype(np.float32).reshape(shape)
     return {

@@ -1,5 +1,6 @@
 """Stage 3: students trained on a set, with hard labels or by logit matching (OTM)."""
 
+import functools
 import time
 from collections.abc import Sequence
 
@@ -69,7 +70,16 @@ def train(
     Returns:
       One record for each student, in the order of the runs.
     """
-    evaluation = evaluation_parts(*getattr(prepared.dataset, split))
+
+    @functools.cache
+    def made():
+        return evaluation_parts(*getattr(prepared.dataset, split))
+
+    def evaluation():
+        """Not before a student is trained: the images may be many, and still on disk."""
+        with workdir.turn("evaluation images"):
+            return made()
+
     extra = options(config.student.options)
     module = models.create(
         config.student.model, num_classes=len(prepared.dataset.class_names), **extra
@@ -90,7 +100,7 @@ def train(
                 jnp.asarray(pixels), labels, _weights(image_set), target,
                 jax.random.key(view_seed),
                 jax.random.fold_in(jax.random.key(config.seed), 4000 + student_seed),
-                evaluation,
+                evaluation(),
             )  # fmt: skip
             curve = train_student(
                 module, recipe, views, *arrays, mesh=_mesh_for(recipe.batch_size)

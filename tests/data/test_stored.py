@@ -124,3 +124,23 @@ def test_parts_that_are_missing_are_made_and_no_others(tmp_path):
     (tmp_path / "cache" / "latents-x" / names[1]).unlink()
     np.testing.assert_array_equal(stored()[[9, 5]], rows[[9, 5]])
     assert made[3:] == [(4, 8)]
+
+
+def test_figures_of_many_stored_images_take_the_same_rows_of_both():
+    """More images than such figures need: their labels are thinned alike."""
+    from ot_dd import models
+    from ot_dd.stages.artifacts import Autoencoder, Classifier
+    from ot_dd.stages.prepare import _MANY, _on_reconstructions
+
+    labels = np.arange(3 * _MANY + 1, dtype=np.int32) % 2
+    pixels = np.repeat(255 * labels.astype(np.uint8), 4).reshape(-1, 2, 2, 1)
+    stored = Stored(pixels.shape, np.uint8, lambda rows: pixels[rows])
+    pixel_space = Autoencoder({}, 0.0, 1.0, None, (2, 2, 1), 0)
+    module = models.create("mlp", num_classes=2)
+    variables = module.init(jax.random.key(0), np.zeros((1, 2, 2, 1), np.float32))
+    classifier = Classifier(variables, module, "mlp")
+    found = [
+        _on_reconstructions(pixel_space, (classifier,), data.Images(images, labels))
+        for images in (pixels, stored)
+    ]
+    assert found[1]["mlp"] == pytest.approx(found[0]["mlp"], abs=0.01)
