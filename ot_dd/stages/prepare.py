@@ -279,6 +279,12 @@ def _apply(fn, inputs, batch):
     return fn(*inputs, batch)
 
 
+def _as_floats(rows) -> jax.Array:
+    """Puts rows on the device; uint8 images become floats, anything else stays."""
+    rows = jnp.asarray(rows)
+    return to_float(rows) if rows.dtype == jnp.uint8 else rows
+
+
 def in_batches(fn, inputs: tuple, batch, size: int = 500) -> np.ndarray:
     """Applies `fn(*inputs, part)` to parts of `batch`; a module-level fn compiles once.
 
@@ -299,9 +305,7 @@ def in_batches(fn, inputs: tuple, batch, size: int = 500) -> np.ndarray:
     def of_rows(rows):
         out = []
         for start in range(rows.start, rows.stop, size):
-            part = jnp.asarray(batch[start : min(start + size, rows.stop)])
-            if part.dtype == jnp.uint8:
-                part = to_float(part)
+            part = _as_floats(batch[start : min(start + size, rows.stop)])
             short = size - part.shape[0]
             if short:
                 part = jnp.concatenate([part, jnp.repeat(part[-1:], short, axis=0)])
@@ -357,10 +361,7 @@ def draw(key, data, size: int):
       The columns' rows, with images as floats, divided among the devices.
     """
     if isinstance(data, Batch):
-        return tuple(
-            to_float(column) if column.dtype == jnp.uint8 else column
-            for column in split(data.columns)
-        )
+        return tuple(map(_as_floats, split(data.columns)))
     rows = jax.random.randint(key, (size,), 0, data[0].shape[0])
     return split(tuple(part[rows] for part in data))
 
@@ -471,8 +472,7 @@ def _autoencoder(config, workdir, dataset, train, critics, data_key):
     settings = config.autoencoder
     shape = train[0].shape[1:]
     if settings.model == "identity":
-        some = jnp.asarray(train[0][_some(train[0])])
-        some = to_float(some) if some.dtype == jnp.uint8 else some
+        some = _as_floats(train[0][_some(train[0])])
         mean, std = some.mean((0, 1, 2)), some.std((0, 1, 2))
         key = fingerprint(data_key, "identity")
         return Autoencoder({}, mean, std, None, shape, 0), {"model": "identity"}, key
@@ -555,8 +555,7 @@ def _some(images):
 
 def _first(images):
     """Returns two images as floats, to initialise networks with."""
-    two = jnp.asarray(images[:2])
-    return to_float(two) if two.dtype == jnp.uint8 else two
+    return _as_floats(images[:2])
 
 
 def _reconstruct(autoencoder, images):
@@ -734,8 +733,7 @@ def class_batches(images, labels, classes, size: int) -> jax.Array:
     A class with fewer repeats its own.
     """
     rows = [np.flatnonzero(labels == c)[:size] for c in classes]
-    chosen = jnp.asarray(images[np.stack([np.resize(own, size) for own in rows])])
-    return to_float(chosen) if chosen.dtype == jnp.uint8 else chosen
+    return _as_floats(images[np.stack([np.resize(own, size) for own in rows])])
 
 
 def class_gradients(loss_fn, params, classes, batches: jax.Array) -> jax.Array:

@@ -504,11 +504,9 @@ def _bound(sets: Mapping, figures: Figures) -> Html | None:
     """What the later stages lower, of every set; the first distance has its section."""
     colors, blocks = _colors(sets, figures), []
     for term, what in _BOUND.items():
-        rows, values = (
-            [],
-            {n: (s.get("bound") or {}).get(term) for n, s in sets.items()},
-        )
+        values = {n: (about.get("bound") or {}).get(term) for n, about in sets.items()}
         values = {name: value for name, value in values.items() if value is not None}
+        rows = []
         decimals = _decimals(max(values.values(), default=0))
         for name, value in values.items():
             series = draw.Series("distance", (), value, None, f"{value:.{decimals}f}")
