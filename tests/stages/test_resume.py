@@ -18,8 +18,9 @@ KILLS = int(os.environ.get("OT_DD_KILLS", "2"))
 
 
 def start(workdir, *extra):
+    # A shell that runs the tests in the background has them ignore Ctrl-C.
     command = [
-        sys.executable, "-m", "ot_dd.distill", "--config=tests/stages/tiny.py",
+        "env", "--default-signal=INT", sys.executable, "-m", "ot_dd.distill", "--config=tests/stages/tiny.py",
         f"--workdir={workdir}", *extra,
     ]  # fmt: skip
     return subprocess.Popen(
@@ -62,6 +63,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_results(whole, tmp_path)
                 break  # it came to its end first
             except subprocess.TimeoutExpired:
                 interrupted = kills % 10 == 0  # Ctrl-C, now and then
+                while interrupted and not workdir.exists():
+                    time.sleep(0.05)  # still importing
                 process.send_signal(signal.SIGINT if interrupted else signal.SIGKILL)
                 _, said = process.communicate(timeout=120)
                 if interrupted:
