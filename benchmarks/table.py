@@ -24,7 +24,7 @@ from ot_dd import geometry
 from ot_dd.checkpoint import write_json
 from ot_dd.config import fingerprint
 from ot_dd.parallel import data_mesh
-from ot_dd.stages import plan
+from ot_dd.stages import vocabulary
 from ot_dd.stages._summary import paired_difference
 from ot_dd.stages.evaluation import evaluate
 from ot_dd.stages.prepare import in_batches, prepare
@@ -33,13 +33,13 @@ from ot_dd.stages.sets import class_features, make_sets
 from ot_dd.stages.study import label_gap
 from ot_dd.workdir import WorkDir
 
-OURS = ("ot_dd", *plan.CHANGES)
+OURS = ("ot_dd", *vocabulary.CHANGES)
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py")
 _WORKDIR = flags.DEFINE_string("workdir", "out/digits", "Where everything is kept.")
 _IPC = flags.DEFINE_list("ipc", ["10"], "Images per class.")
 _PROTOCOLS = flags.DEFINE_list("protocols", ["dc_hard", "edc_soft"], "Their names.")
 _STUDENTS = flags.DEFINE_list("students", [], "Networks; default the protocol's.")
-_NAMES = flags.DEFINE_list("names", [*OURS, *plan.BASELINES], "Sets to compare.")
+_NAMES = flags.DEFINE_list("names", [*OURS, *vocabulary.BASELINES], "Sets to compare.")
 _SETS = flags.DEFINE_integer("sets", 3, "Sets of each kind.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Students of each set.")
 _EPOCHS = flags.DEFINE_integer("epochs", 0, "Passes instead of the protocols'.")
@@ -183,7 +183,7 @@ def main(_):
         report |= {
             "correlations_of_all": correlations(every),
             "epochs_changed_to": _EPOCHS.value or None,
-            "titles": {name: plan.TITLES[name] for name in _NAMES.value},
+            "titles": {name: vocabulary.TITLES[name] for name in _NAMES.value},
         }
         if _JSON.value:  # What there is so far: the next size may take hours.
             write_json(Path(_JSON.value), report)

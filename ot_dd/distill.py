@@ -62,7 +62,7 @@ def run(
     Args:
       config: a locked config.
       workdir: the work directory.
-      stages: names from `plan.STAGES`; empty is all. The earlier stages are restored
+      stages: names from `vocabulary.STAGES`; empty is all. The earlier stages are restored
         from what is there, and are an error if they are not.
       tensorboard: whether losses go to TensorBoard's event files as well.
 
@@ -73,7 +73,7 @@ def run(
       ConfigError: for a config or stage name that cannot be.
     """
     from ot_dd.parallel import data_mesh
-    from ot_dd.stages import plan
+    from ot_dd.stages import vocabulary
     from ot_dd.stages.distilled import write_distilled
     from ot_dd.stages.prepare import describe, prepare
     from ot_dd.stages.results import write_config, write_results
@@ -83,28 +83,31 @@ def run(
     from ot_dd.workdir import WorkDir
 
     for stage in stages:
-        if stage not in plan.STAGES:
+        if stage not in vocabulary.STAGES:
             raise ConfigError(
-                f"--stages names {stage!r}; the stages are {', '.join(plan.STAGES)}"
+                f"--stages names {stage!r}; the stages are {', '.join(vocabulary.STAGES)}"
             )
     validate(config)
-    last = max((plan.STAGES.index(stage) for stage in stages), default=len(plan.STAGES))
+    last = max(
+        (vocabulary.STAGES.index(stage) for stage in stages),
+        default=len(vocabulary.STAGES),
+    )
     work = WorkDir(workdir, tensorboard=tensorboard)
     write_config(work, describe(config))
     banner = _Banner(work, stages)
 
     banner("prepare", "data, autoencoder, denoiser, teachers, surrogate")
     prepared = prepare(config, work)
-    if last < plan.STAGES.index("sample"):
+    if last < vocabulary.STAGES.index("sample"):
         return {}
     mesh = data_mesh()
     banner("sample, refine", "latents steered, then moved, by optimal transport")
     product = distil(config, work, prepared, seed=0, mesh=mesh, refined=last > 1)
-    if last < plan.STAGES.index("relabel"):
+    if last < vocabulary.STAGES.index("relabel"):
         return {}
     banner("relabel", "soft labels by the teacher ensemble; writes distilled/")
     labels = write_distilled(config, work, prepared, product)
-    if last < plan.STAGES.index("train"):
+    if last < vocabulary.STAGES.index("train"):
         return {}
     banner("train", "students of this set, its ablations and the baselines")
     study = run_study(config, work, prepared, mesh)

@@ -6,10 +6,10 @@ from ot_dd.losses.students import PLANS
 from ot_dd.losses.transport import EPSILON_UNITS
 from ot_dd.ot import COST_NAMES
 from ot_dd.parallel import STRATEGIES
-from ot_dd.stages import plan
+from ot_dd.stages import vocabulary
 from ot_dd.training.students import OPTIMISERS
 
-_GUIDANCE = tuple(f"guidance.{term}" for term in plan.TERMS)
+_GUIDANCE = tuple(f"guidance.{term}" for term in vocabulary.TERMS)
 _TRAINED = ("autoencoder", "denoiser", "teachers")
 _CHOICES = {
     "autoencoder.model": (*models.names("autoencoder"), "identity"),
@@ -22,11 +22,11 @@ _CHOICES = {
     "guidance.transport.epsilon_unit": EPSILON_UNITS,
     "guidance.transport.space": diffusion.SPACES,
     **{f"{term}.normalise": diffusion.NORMALISATIONS for term in _GUIDANCE},
-    "refine.optimise": plan.REFINE_TARGETS,
-    "refine.divergence": plan.DIVERGENCES,
+    "refine.optimise": vocabulary.REFINE_TARGETS,
+    "refine.divergence": vocabulary.DIVERGENCES,
     "refine.cost_fn": COST_NAMES,
     "parallel.strategy": STRATEGIES,
-    "lia.mode": plan.LABEL_MODES,
+    "lia.mode": vocabulary.LABEL_MODES,
     "student.optimiser": OPTIMISERS,
     "student.plan": PLANS,
 }
@@ -133,7 +133,7 @@ def _check_names(config):
         want = f"must be one of config.teachers.models{nearest(name, teachers)}"
         _need(name in teachers, "teachers.weights", name, want)
     for name in (*config.study.baselines, *config.study.ablations):
-        known = plan.BASELINES + plan.ABLATIONS
+        known = vocabulary.BASELINES + vocabulary.ABLATIONS
         _need(name in known, "study", name,
               f"known are {', '.join(known)}{nearest(name, known)}")  # fmt: skip
     for kind in config.study.labels:
@@ -148,10 +148,12 @@ def _check_names(config):
 
 def _check_sampling(config):
     for term in config.guidance.terms:
-        want = f"known are {', '.join(plan.TERMS)}{nearest(term, plan.TERMS)}"
-        _need(term in plan.TERMS, "guidance.terms", term, want)
+        want = (
+            f"known are {', '.join(vocabulary.TERMS)}{nearest(term, vocabulary.TERMS)}"
+        )
+        _need(term in vocabulary.TERMS, "guidance.terms", term, want)
     steps = config.sampler.num_steps
-    for term in plan.TERMS:
+    for term in vocabulary.TERMS:
         window = tuple(config.guidance[term].window)
         _need(len(window) == 2, f"guidance.{term}.window", window,
               "must be (first, last) step")  # fmt: skip

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from ot_dd.stages.plan import CHANGES
+from ot_dd.stages.vocabulary import CHANGES
 
 METHOD = "ot_dd"
 LABELS = ("hard", "soft")

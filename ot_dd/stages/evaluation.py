@@ -14,7 +14,7 @@ from flax.errors import FlaxError
 from ot_dd import models
 from ot_dd.config import ConfigError, nearest
 from ot_dd.parallel import data_mesh, side_by_side
-from ot_dd.stages import plan
+from ot_dd.stages import vocabulary
 from ot_dd.stages.folders import read_image_set
 from ot_dd.stages.prepare import load_data, prepare, prepare_teachers
 from ot_dd.stages.relabel import relabel, teachers_for
@@ -101,7 +101,7 @@ def evaluate(
       workdir: where teachers, baselines and records are kept.
       protocol: a name of `PROTOCOLS`.
       distilled: folders of images to judge, as `parse_sets` reads.
-      baselines: sets to make: names of `plan.TITLES`.
+      baselines: sets to make: names of `vocabulary.TITLES`.
       sets: how many of each baseline.
       students: as `parse_student` reads; default the protocol's.
       seeds: students of each set.
@@ -118,14 +118,14 @@ def evaluate(
     chosen = get_protocol(protocol)
     students = students or chosen.students
     for name in baselines:
-        if name not in plan.TITLES:
+        if name not in vocabulary.TITLES:
             raise ConfigError(
-                f"--baselines has {name!r}{nearest(name, plan.TITLES)}; known are "
-                f"{', '.join(plan.TITLES)}"
+                f"--baselines has {name!r}{nearest(name, vocabulary.TITLES)}; known are "
+                f"{', '.join(vocabulary.TITLES)}"
             )
     if not distilled and not baselines:
         raise ConfigError("nothing to judge: give --distilled=DIR or --baselines=NAME")
-    given = parse_sets(distilled, tuple(plan.TITLES))
+    given = parse_sets(distilled, tuple(vocabulary.TITLES))
     validate(config)
     work = WorkDir(workdir)
     loaded = load_data(config)
@@ -155,7 +155,9 @@ def evaluate(
                 teachers=_teachers(config, chosen, ipc), seeds=seeds, epochs=epochs,
                 split=split,
             )  # fmt: skip
-    titles = {r["set"]: {"title": plan.TITLES.get(r["set"], r["set"])} for r in records}
+    titles = {
+        r["set"]: {"title": vocabulary.TITLES.get(r["set"], r["set"])} for r in records
+    }
     return {
         "protocol": protocol,
         "protocol_source": chosen.source,

@@ -11,11 +11,11 @@ from ot_dd.checkpoint import read_json, write_json
 from ot_dd.config import options
 from ot_dd.parallel import is_leader
 from ot_dd.stages.artifacts import Prepared
-from ot_dd.stages.plan import TITLES
 from ot_dd.stages.prepare import describe
 from ot_dd.stages.relabel import SoftLabels
 from ot_dd.stages.report import Figures, print_table, summarise, write_report
 from ot_dd.stages.study import Study
+from ot_dd.stages.vocabulary import TITLES
 from ot_dd.workdir import WorkDir
 
 _PACKAGES = (

@@ -16,8 +16,8 @@ from ot_dd.diffusion.guidance import influence
 from ot_dd.flops import traced_flops
 from ot_dd.parallel import place, to_host
 from ot_dd.stages.artifacts import ImageSet, Prepared
-from ot_dd.stages.plan import TERMS
 from ot_dd.stages.prepare import class_batches, class_gradients, decode_images
+from ot_dd.stages.vocabulary import TERMS
 from ot_dd.workdir import WorkDir
 
 
@@ -39,7 +39,7 @@ def sample(
       prepared: networks and real latents.
       name: the set's name in records.
       seed: the set's seed: noise and the choice of real latents.
-      terms: which guidance terms act, a subset of `plan.TERMS`.
+      terms: which guidance terms act, a subset of `vocabulary.TERMS`.
       mesh: devices with an axis "data" over which classes are split.
 
     Returns:

@@ -11,7 +11,7 @@ from ot_dd.config import fingerprint
 from ot_dd.data import to_float, to_uint8
 from ot_dd.diffusion import SAMPLERS, process
 from ot_dd.parallel import side_by_side
-from ot_dd.stages import plan
+from ot_dd.stages import vocabulary
 from ot_dd.stages.artifacts import ImageSet, Prepared
 from ot_dd.stages.minimax import fine_tuned
 from ot_dd.stages.prepare import decode_images, in_batches
@@ -49,13 +49,13 @@ def make_set(
       config: the whole config.
       workdir: where sets are kept.
       prepared: networks and real images.
-      name: "ot_dd", one of `plan.CHANGES`, or one of `plan.BASELINES`.
+      name: "ot_dd", one of `vocabulary.CHANGES`, or one of `vocabulary.BASELINES`.
       seed: the set's seed.
       mesh: devices for sampling.
     """
-    if name == "ot_dd" or name in plan.CHANGES:
+    if name == "ot_dd" or name in vocabulary.CHANGES:
         changed = config.copy_and_resolve_references()
-        changed.update_from_flattened_dict(plan.CHANGES.get(name, {}))
+        changed.update_from_flattened_dict(vocabulary.CHANGES.get(name, {}))
         return distil(changed, workdir, prepared, seed=seed, mesh=mesh, name=name)
     if name == "d4m":
         return _d4m(config, workdir, prepared, seed)
@@ -188,12 +188,12 @@ def _prototypes(prepared, labels, ipc, seed):
 def _d4m(config, workdir, prepared, seed):
     """Samples anew from noised prototypes (D4M: Su et al., CVPR 2024)."""
     start = _made_of_real(config, workdir, prepared, "prototypes", seed)
-    key = fingerprint(start.key, config.sampler, plan.D4M_STRENGTH)
+    key = fingerprint(start.key, config.sampler, vocabulary.D4M_STRENGTH)
 
     def make():
         shape = start.latents.shape
         latents = _sampled_from(
-            (config.sampler.name, plan.D4M_STRENGTH),
+            (config.sampler.name, vocabulary.D4M_STRENGTH),
             make_process(config),
             prepared.denoiser,
             jnp.asarray(start.latents.reshape(-1, *shape[2:])),

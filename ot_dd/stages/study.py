@@ -10,7 +10,7 @@ import numpy as np
 from ot_dd import geometry, ot
 from ot_dd.config import fingerprint
 from ot_dd.parallel import side_by_side
-from ot_dd.stages import plan
+from ot_dd.stages import vocabulary
 from ot_dd.stages.artifacts import ImageSet, Prepared
 from ot_dd.stages.prepare import _encode, in_batches
 from ot_dd.stages.relabel import relabel, teachers_for
@@ -53,7 +53,7 @@ def run_study(config, workdir: WorkDir, prepared: Prepared, mesh=None) -> Study:
       mesh: devices for sampling and `refine`.
     """
     settings = config.study
-    images_of = [name for name in settings.ablations if name in plan.CHANGES]
+    images_of = [name for name in settings.ablations if name in vocabulary.CHANGES]
     names = ["ot_dd", *settings.baselines, *images_of]
     teachers = choose_teachers(config, workdir, prepared, mesh)
     sets = make_sets(config, workdir, prepared, names, settings.num_sets, mesh)

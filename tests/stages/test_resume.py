@@ -20,8 +20,8 @@ KILLS = int(os.environ.get("OT_DD_KILLS", "2"))
 def start(workdir, *extra):
     # A shell that runs the tests in the background has them ignore Ctrl-C.
     command = [
-        "env", "--default-signal=INT", sys.executable, "-m", "ot_dd.distill", "--config=tests/stages/tiny.py",
-        f"--workdir={workdir}", *extra,
+        "env", "--default-signal=INT", sys.executable, "-m", "ot_dd.distill",
+        "--config=tests/stages/tiny.py", f"--workdir={workdir}", *extra,
     ]  # fmt: skip
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
