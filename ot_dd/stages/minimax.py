@@ -8,7 +8,8 @@ from ot_dd.baselines import minimax_loss, remember
 from ot_dd.config import ConfigError, fingerprint
 from ot_dd.data import Stored
 from ot_dd.stages.artifacts import Prepared
-from ot_dd.stages.prepare import denoising_loss, draw, train_network
+from ot_dd.stages.networks import denoising_loss, draw
+from ot_dd.stages.prepare import train_network
 from ot_dd.training import make_state, make_step
 from ot_dd.workdir import WorkDir
 

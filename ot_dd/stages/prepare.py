@@ -9,24 +9,21 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax.errors import FlaxError
 
-from ot_dd import data, diffusion, losses, models
+from ot_dd import data, models
 from ot_dd.config import ConfigError, fingerprint, options, to_dict
-from ot_dd.data import Batch, Stored, Stream, to_float, to_uint8
+from ot_dd.data import Stored, Stream, to_float, to_uint8
 from ot_dd.losses.influence import ravel_gradient
-from ot_dd.parallel import gather_rows, local_mesh, place, side_by_side, split
-from ot_dd.stages import pretrained
+from ot_dd.parallel import gather_rows, local_mesh, place, side_by_side
+from ot_dd.stages import networks, pretrained
 from ot_dd.stages.artifacts import (
     Autoencoder,
     Classifier,
-    Denoiser,
     Prepared,
-    Surrogate,
-    apply_in,
 )
-from ot_dd.training import fit, make_state, make_step, restore, run_flops
+from ot_dd.stages.networks import as_floats
+from ot_dd.training import fit, restore, run_flops
 from ot_dd.workdir import WorkDir
 
 
@@ -196,22 +193,6 @@ def _check_sizes(config, dataset):
         )
 
 
-def _autoencoder_module(config, shape):
-    """Returns the autoencoder and the padding at each end that the images get."""
-    settings = config.autoencoder
-    module = pretrained.autoencoder_module(settings) or models.create(
-        settings.model, image_channels=shape[-1], **options(settings.options)
-    )
-    size = settings.padded_size or shape[0] + -shape[0] % module.factor
-    if size < shape[0] or (size - shape[0]) % 2 or size % module.factor:
-        raise ConfigError(
-            f"config.autoencoder.padded_size is {settings.padded_size}: images of "
-            f"{shape[0]} pixels need an even number of extra pixels and a size that "
-            f"the autoencoder's factor {module.factor} divides"
-        )
-    return module, (size - shape[0]) // 2
-
-
 def check_shapes(config, shape: tuple[int, ...], num_classes: int) -> None:
     """Traces every network on the data's shape, so that none fails after hours.
 
@@ -238,7 +219,7 @@ def check_shapes(config, shape: tuple[int, ...], num_classes: int) -> None:
     part = "autoencoder"
     try:
         if config.autoencoder.model != "identity":
-            module, padding = _autoencoder_module(config, shape)
+            module, padding = networks.autoencoder_module(config, shape)
             empty = Autoencoder({}, 1.0, 1.0, module, shape, padding)
             variables = jax.eval_shape(lambda x: module.init(key, empty.pad(x)), image)
             latent, _ = jax.eval_shape(
@@ -269,20 +250,9 @@ def check_shapes(config, shape: tuple[int, ...], num_classes: int) -> None:
         ) from error
 
 
-def augment_config(config) -> data.AugmentConfig:
-    """Returns the config's augmentation as the static tuple `data.augment` takes."""
-    return data.AugmentConfig(**options(config))
-
-
 @partial(jax.jit, static_argnums=0)
 def _apply(fn, inputs, batch):
     return fn(*inputs, batch)
-
-
-def _as_floats(rows) -> jax.Array:
-    """Puts rows on the device; uint8 images become floats, anything else stays."""
-    rows = jnp.asarray(rows)
-    return to_float(rows) if rows.dtype == jnp.uint8 else rows
 
 
 def in_batches(fn, inputs: tuple, batch, size: int = 500) -> np.ndarray:
@@ -305,7 +275,7 @@ def in_batches(fn, inputs: tuple, batch, size: int = 500) -> np.ndarray:
     def of_rows(rows):
         out = []
         for start in range(rows.start, rows.stop, size):
-            part = _as_floats(batch[start : min(start + size, rows.stop)])
+            part = as_floats(batch[start : min(start + size, rows.stop)])
             short = size - part.shape[0]
             if short:
                 part = jnp.concatenate([part, jnp.repeat(part[-1:], short, axis=0)])
@@ -336,34 +306,6 @@ def accuracy(classifier: Classifier, images: np.ndarray, labels: np.ndarray) -> 
     """Returns the share of uint8 images `[n, h, w, c]` classified right."""
     logits = in_batches(_logits, (classifier,), images)
     return float((logits.argmax(-1) == labels).mean())
-
-
-def _optimiser(config, num_steps):
-    """AdamW under a cosine schedule with a short warm-up, gradients clipped at 1."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, max(1, min(100, num_steps // 10)), num_steps
-    )
-    return optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(schedule, weight_decay=config.weight_decay),
-    )
-
-
-def draw(key, data, size: int):
-    """Draws a batch with replacement: no epoch state to keep for an exact resume.
-
-    Args:
-      key: says which rows.
-      data: columns `[n, ...]`, or a `Batch` that has been drawn by a `Stream`.
-      size: rows to draw.
-
-    Returns:
-      The columns' rows, with images as floats, divided among the devices.
-    """
-    if isinstance(data, Batch):
-        return tuple(map(_as_floats, split(data.columns)))
-    rows = jax.random.randint(key, (size,), 0, data[0].shape[0])
-    return split(tuple(part[rows] for part in data))
 
 
 def streamed(columns: tuple, size: int, seed: int):
@@ -427,93 +369,51 @@ def _classifier(config, workdir, dataset, train, name, data_key):
             note | workdir.json(full_name, lambda: scores(classifier)),
             key,
         )
-    module = models.create(name, num_classes=num_classes, **extra)
     key = fingerprint(
         data_key, name, extra, _without(settings, "models", "options", "weights")
     )
-    variables = module.init(jax.random.key(config.seed), _first(train[0]), train=True)
-    params = variables["params"]
-    model_state = {k: v for k, v in variables.items() if k != "params"}
-    tx = _optimiser(settings, settings.steps)
-    augmentation = augment_config(config.data.augment)._replace(cutmix=0.0)
-
-    def loss_fn(params, model_state, key, data_):
-        pick, view = jax.random.split(key)
-        images, labels = draw(pick, data_, settings.batch_size)
-        images, _ = data.augment(view, images, augmentation)
-        logits, updated = module.apply(
-            {"params": params, **model_state}, images, train=True,
-            mutable=list(model_state),
-        )  # fmt: skip
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        return loss, (updated, {"accuracy": (logits.argmax(-1) == labels).mean()})
-
-    def classifier_of(state):
-        return Classifier({"params": state.ema, **state.model_state}, module, name)
+    network = networks.classifier(config, name, train[0].shape[1:], num_classes)
 
     def note(state):
         return {
             "name": name,
-            **scores(classifier_of(state)),
+            **scores(network.artifact(state)),
             "parameters": int(sum(x.size for x in jax.tree.leaves(state.params))),
         }
 
-    step_fn = make_step(loss_fn, tx, ema_decay=settings.ema)
-    state = make_state(params, tx, model_state)
     state, finished = train_network(
-        f"teacher_{name}", key, settings, workdir, state, step_fn,
-        streamed(train, settings.batch_size, config.seed + 1), config.seed + 1, note,
-        config.parallel.strategy,
+        f"teacher_{name}", key, settings, workdir, _fresh(network, config),
+        network.step_fn, streamed(train, settings.batch_size, config.seed + 1),
+        config.seed + 1, note, config.parallel.strategy,
     )  # fmt: skip
-    return classifier_of(state), finished, key
+    return network.artifact(state), finished, key
+
+
+def _fresh(network, config):
+    """Returns a network's state before its first step."""
+    return network.init(jax.random.key(config.seed))
 
 
 def _autoencoder(config, workdir, dataset, train, critics, data_key):
     settings = config.autoencoder
     shape = train[0].shape[1:]
     if settings.model == "identity":
-        some = _as_floats(train[0][_some(train[0])])
+        some = as_floats(train[0][_some(train[0])])
         mean, std = some.mean((0, 1, 2)), some.std((0, 1, 2))
         key = fingerprint(data_key, "identity")
         return Autoencoder({}, mean, std, None, shape, 0), {"model": "identity"}, key
-    module, padding = _autoencoder_module(config, shape)
     if settings.weights:
+        module, padding = networks.autoencoder_module(config, shape)
         made, note, key = pretrained.autoencoder(settings, module)
         made = made.replace(image_shape=shape, padding=padding)
         return made, note, fingerprint(key, data_key)
-    one = jnp.ones(())
-    empty = Autoencoder({}, one, one, module, shape, padding)
-    variables = module.init(jax.random.key(config.seed), empty.pad(_first(train[0])))
     recipe = _without(settings, "weights", "latent_scale")
     key = fingerprint(data_key, [key for _, _, key in critics], recipe)
     critics = tuple(critic for critic, _, _ in critics)
-    tx = _optimiser(settings, settings.steps)
-
-    def perceptual(teacher, x, y):
-        fx, fy = teacher.features(x), jax.lax.stop_gradient(teacher.features(y))
-        return jnp.mean((fx - fy) ** 2) / (jnp.mean(fy**2) + 1e-6)
-
-    def loss_fn(params, model_state, key, data_):
-        images, critics = data_
-        pick, noise = jax.random.split(key)
-        (images,) = draw(pick, images, settings.batch_size)
-        autoencoder = empty.replace(variables={"params": params})
-        mean, log_variance = autoencoder.moments(images)
-        std = jnp.exp(0.5 * log_variance)
-        raw = mean + std * jax.random.normal(noise, mean.shape)
-        decoded = autoencoder.decode_raw(raw)
-        loss = losses.autoencoder_loss(
-            decoded, images, mean, log_variance,
-            l1_weight=settings.l1_weight, mse_weight=settings.mse_weight,
-            kl_weight=settings.kl_weight,
-        ).mean()  # fmt: skip
-        feature = sum(perceptual(critic, decoded, images) for critic in critics)
-        feature = feature / max(1, len(critics))
-        parts = {"mse": jnp.mean((decoded - images) ** 2), "feature": feature}
-        return loss + settings.feature_weight * feature, (model_state, parts)
+    network = networks.autoencoder(config, shape)
 
     def autoencoder_of(state):
-        autoencoder = empty.replace(variables={"params": state.ema})
+        autoencoder = network.artifact(state)
 
         def moments():
             some = train[0][_some(train[0])]
@@ -534,10 +434,8 @@ def _autoencoder(config, workdir, dataset, train, critics, data_key):
             "validation_mse": float(np.mean((decoded - images) ** 2)),
         }
 
-    step_fn = make_step(loss_fn, tx, ema_decay=settings.ema)
-    state = make_state(variables["params"], tx)
     state, finished = train_network(
-        "autoencoder", key, settings, workdir, state, step_fn,
+        "autoencoder", key, settings, workdir, _fresh(network, config), network.step_fn,
         (streamed(train[:1], settings.batch_size, config.seed + 2), critics),
         config.seed + 2, note, config.parallel.strategy,
     )  # fmt: skip
@@ -554,8 +452,8 @@ def _some(images):
 
 
 def _first(images):
-    """Returns two images as floats, to initialise networks with."""
-    return _as_floats(images[:2])
+    """Returns two images as floats, to trace with."""
+    return as_floats(images[:2])
 
 
 def _reconstruct(autoencoder, images):
@@ -573,50 +471,6 @@ def _on_reconstructions(autoencoder, teachers, split) -> dict[str, float]:
     return {t.name: accuracy(t, as_bytes, labels) for t in teachers}
 
 
-def denoising_loss(settings, module, num_classes: int):
-    """Returns the diffusion loss of a denoiser.
-
-    Args:
-      settings: `config.denoiser`.
-      module: the network.
-      num_classes: number of classes; this number is the null class.
-
-    Returns:
-      `(params, keys, x0 [b, ...], classes [b]) -> (loss [b], predicted x0 [b, ...])`,
-      with three keys: of times, noise and dropped labels.
-    """
-    learned_sigma = settings.parametrization == "epsilon_sigma"
-    process = diffusion.ddpm_process(1000)
-
-    def loss_fn(params, keys, x0, classes):
-        times, noise, drop = keys
-        size = x0.shape[0]
-        eps = jax.random.normal(noise, x0.shape)
-        dropped = jax.random.bernoulli(drop, settings.label_dropout, (size,))
-        classes = jnp.where(dropped, num_classes, classes)
-
-        def apply(z, time):
-            return apply_in(settings.dtype, module, params, z, time, classes)
-
-        if settings.parametrization == "velocity":
-            # Logit-normal times (Esser et al., ICML 2024): most steps in the middle.
-            t = jax.nn.sigmoid(jax.random.normal(times, (size,)))
-            wide = t.reshape(-1, *(1,) * (x0.ndim - 1))
-            z = (1 - wide) * x0 + wide * eps
-            output = apply(z, 1000.0 * t)
-            return losses.flow_loss(output, x0, eps), z - wide * output
-        i = jax.random.randint(times, (size,), 0, 1000)
-        z = diffusion.process.add_noise(process, i, x0, eps)
-        output = apply(z, process.timestep[i])
-        loss = losses.epsilon_loss(
-            output, x0, eps, i, process, learned_sigma=learned_sigma
-        )
-        kind = settings.parametrization
-        return loss, diffusion.predict(process, i, z, output, parametrization=kind).x0
-
-    return loss_fn
-
-
 def _denoiser(config, workdir, latents, labels, upstream):
     settings = config.denoiser
     num_classes = int(labels.max()) + 1
@@ -624,107 +478,39 @@ def _denoiser(config, workdir, latents, labels, upstream):
         made, note, key = pretrained.denoiser(settings, num_classes)
         scales = settings.guidance_scale, settings.cfg_channels
         return made, note, fingerprint(key, upstream, scales)
-    learned_sigma = settings.parametrization == "epsilon_sigma"
-    module = models.create(
-        settings.model, num_classes=num_classes, learn_sigma=learned_sigma,
-        **options(settings.options),
-    )  # fmt: skip
     later = ("guidance_scale", "cfg_channels", "weights", "class_ids")
     key = fingerprint(upstream, _without(settings, *later))
-    tx = _optimiser(settings, settings.steps)
-    denoise = denoising_loss(settings, module, num_classes)
-
-    def loss_fn(params, model_state, key, data_):
-        pick, *keys = jax.random.split(key, 4)
-        x0, classes = draw(pick, data_, settings.batch_size)
-        return denoise(params, keys, x0, classes)[0].mean(), (model_state, {})
-
-    zero = jnp.zeros((2,))
-    variables = module.init(
-        jax.random.key(config.seed), _first(latents), zero, zero.astype(jnp.int32)
-    )
-    step_fn = make_step(loss_fn, tx, ema_decay=settings.ema)
-    state = make_state(variables["params"], tx)
+    network = networks.denoiser(config, latents.shape[1:], num_classes)
     state, finished = train_network(
-        "denoiser", key, settings, workdir, state, step_fn,
+        "denoiser", key, settings, workdir, _fresh(network, config), network.step_fn,
         streamed((latents, labels), settings.batch_size, config.seed + 3),
         config.seed + 3, lambda state: {}, config.parallel.strategy,
     )  # fmt: skip
-    denoiser = Denoiser(
-        state.ema, module, settings.parametrization, num_classes,
-        settings.guidance_scale, settings.cfg_channels, settings.dtype,
-    )  # fmt: skip
     key = fingerprint(key, settings.guidance_scale, settings.cfg_channels)
-    return denoiser, finished, key
+    return network.artifact(state), finished, key
 
 
 def _surrogate(config, workdir, train, data_key):
     """Trains the surrogate and keeps epochs whose class gradients turned (IGD)."""
     settings = config.surrogate
     num_classes = int(train[1].max()) + 1
-    module = models.create(
-        settings.model, num_classes=num_classes, **options(settings.options)
-    )
     key = fingerprint(data_key, settings)
-    variables = module.init(jax.random.key(config.seed), _first(train[0]))
-    tx = optax.chain(
-        optax.add_decayed_weights(5e-4), optax.sgd(settings.learning_rate, momentum=0.9)
-    )
-    augmentation = augment_config(config.data.augment)._replace(cutmix=0.0)
-
-    def loss_fn(params, images, labels):
-        logits = module.apply({"params": params}, images, train=False)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-    def step_loss(params, model_state, key, data_):
-        pick, view = jax.random.split(key)
-        images, labels = draw(pick, data_, settings.batch_size)
-        images, _ = data.augment(view, images, augmentation)
-        return loss_fn(params, images, labels), (model_state, {})
-
-    # The trajectory rides in the model state: slot e holds the parameters after e/E of
-    # the steps, so that one resumable run gives them all.
-    slots, every = settings.epochs, max(1, settings.steps // settings.epochs)
-    base_step = make_step(step_loss, tx)
-    params = variables["params"]
-    trajectory = jax.tree.map(
-        lambda p: jnp.zeros((slots + 1, *p.shape)).at[0].set(p), params
-    )
-
-    def step_fn(state, key, data_):
-        trajectory = state.model_state
-        state, values = base_step(state.replace(model_state={}), key, data_)
-        slot = jnp.where(state.step % every == 0, state.step // every, 0)
-        keep = (slot > 0) & (slot <= slots)
-        row = jnp.where(keep, slot, 0)
-        trajectory = jax.tree.map(
-            lambda t, p: t.at[row].set(jnp.where(keep, p, t[row])),
-            trajectory,
-            state.params,
-        )
-        return state.replace(model_state=trajectory), values
-
-    state = make_state(params, tx, trajectory)
+    network = networks.surrogate(config, train[0].shape[1:], num_classes)
+    loss_fn = networks.surrogate_loss(network.module)
 
     def note(state):
         kept = _select(loss_fn, state.model_state, train, num_classes, settings)
-        return {"epochs": slots, "kept": kept}
+        return {"epochs": settings.epochs, "kept": kept}
 
     state, finished = train_network(
-        "surrogate",
-        key,
-        settings,
-        workdir,
-        state,
-        step_fn,
-        streamed(train, settings.batch_size, config.seed + 4),
-        config.seed + 4,
-        note,
+        "surrogate", key, settings, workdir, _fresh(network, config), network.step_fn,
+        streamed(train, settings.batch_size, config.seed + 4), config.seed + 4, note,
         config.parallel.strategy,
-    )
+    )  # fmt: skip
     kept = jnp.asarray(finished["kept"])
-    chosen = jax.tree.map(lambda t: t[kept], state.model_state)
-    return Surrogate(chosen, module), finished, key
+    every = network.artifact(state)
+    chosen = jax.tree.map(lambda t: t[kept], every.params)
+    return every.replace(params=chosen), finished, key
 
 
 def class_batches(images, labels, classes, size: int) -> jax.Array:
@@ -733,7 +519,7 @@ def class_batches(images, labels, classes, size: int) -> jax.Array:
     A class with fewer repeats its own.
     """
     rows = [np.flatnonzero(labels == c)[:size] for c in classes]
-    return _as_floats(images[np.stack([np.resize(own, size) for own in rows])])
+    return as_floats(images[np.stack([np.resize(own, size) for own in rows])])
 
 
 def class_gradients(loss_fn, params, classes, batches: jax.Array) -> jax.Array:

@@ -29,7 +29,7 @@ from ot_dd.stages.artifacts import (
     Prepared,
     Surrogate,
 )
-from ot_dd.stages.prepare import augment_config
+from ot_dd.stages.networks import augment_config
 from ot_dd.stages.sample import make_process
 from ot_dd.training import fit, make_state, make_step, run_flops
 from ot_dd.workdir import WorkDir

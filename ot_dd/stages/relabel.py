@@ -11,7 +11,7 @@ from ot_dd.config import fingerprint
 from ot_dd.flops import traced_flops
 from ot_dd.parallel import gather_rows
 from ot_dd.stages.artifacts import ImageSet, Prepared
-from ot_dd.stages.prepare import augment_config
+from ot_dd.stages.networks import augment_config
 from ot_dd.training.views import batches_per_epoch, mean_logits, view_batch
 from ot_dd.workdir import WorkDir
 

@@ -5,7 +5,6 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import PartitionSpec as P
 
 from ot_dd import diffusion, platform
@@ -16,6 +15,7 @@ from ot_dd.diffusion.guidance import influence
 from ot_dd.flops import traced_flops
 from ot_dd.parallel import place, to_host
 from ot_dd.stages.artifacts import ImageSet, Prepared
+from ot_dd.stages.networks import surrogate_loss
 from ot_dd.stages.prepare import class_batches, class_gradients, decode_images
 from ot_dd.stages.vocabulary import TERMS
 from ot_dd.workdir import WorkDir
@@ -212,16 +212,6 @@ def make_transport_options(config) -> tuple:
     settings = options(config.guidance.transport)
     names = ("cost_fn", "epsilon", "epsilon_unit", "num_iters", "space")
     return tuple((name, settings[name]) for name in names)
-
-
-def surrogate_loss(module):
-    """Returns the surrogate's training loss `(params, images, labels) -> scalar`."""
-
-    def loss_fn(params, images, labels):
-        logits = module.apply({"params": params}, images, train=False)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-    return loss_fn
 
 
 def _targets(config, prepared, classes):

@@ -12,7 +12,7 @@ from ot_dd import models
 from ot_dd.config import fingerprint, options
 from ot_dd.parallel import barrier, local_mesh, side_by_side
 from ot_dd.stages.artifacts import ImageSet, Prepared
-from ot_dd.stages.prepare import augment_config
+from ot_dd.stages.networks import augment_config
 from ot_dd.stages.relabel import SoftLabels
 from ot_dd.training.students import Recipe, train_student, training_flops
 from ot_dd.workdir import WorkDir

@@ -147,7 +147,7 @@ def test_online_labels_equal_stored_ones(first):
     # The parameters on disk are those of the views that the labels belong to.
     from ot_dd import data
     from ot_dd.data import to_float
-    from ot_dd.stages.prepare import augment_config
+    from ot_dd.stages.networks import augment_config
 
     images, labels = product.flat()
     pixels = to_float(jnp.asarray(images))

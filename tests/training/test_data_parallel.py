@@ -64,7 +64,7 @@ assert all(jax.tree.leaves(same))
 import numpy as np
 from ot_dd.data import Stream
 from ot_dd.metrics import Stopped
-from ot_dd.stages.prepare import draw
+from ot_dd.stages.networks import draw
 
 def streamed_loss(params, state, key, data):
     x, y = draw(key, data, 64)
