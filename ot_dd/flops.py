@@ -2,9 +2,11 @@
 
 XLA's own count takes a loop's body once and knows nothing of custom calls; here a scan
 counts its length. Multiplications and additions of matrix products and convolutions
-count two each, every other operation one for each element it writes; of the branches of
-a conditional the dearest counts. A `while` loop counts one turn, or as many as the scope
-`turns_N` that it is in says: Sinkhorn's loops say their iterations.
+count two each, every other operation one for each element it writes. A `while` loop
+counts one turn, or as many as the scope `turns_N` that it is in says: Sinkhorn's loops
+say their iterations. Of the branches of a conditional the dearest counts; in a scope
+`share_K_N` it counts K times out of N, and the cheapest for the rest: guidance acts on
+some steps only.
 """
 
 import math
@@ -33,6 +35,18 @@ def traced_flops(traced) -> float:
     return _of(traced.jaxpr.jaxpr)
 
 
+def turns(scopes: str) -> int:
+    """Returns the N of the innermost scope `turns_N`, or 0."""
+    named = re.findall(r"turns_(\d+)", scopes)
+    return int(named[-1]) if named else 0
+
+
+def share(scopes: str) -> float:
+    """Returns K / N of the innermost scope `share_K_N`, or 1."""
+    named = re.findall(r"share_(\d+)_(\d+)", scopes)
+    return int(named[-1][0]) / max(int(named[-1][1]), 1) if named else 1.0
+
+
 def _of(jaxpr) -> float:
     return sum(_of_equation(equation) for equation in jaxpr.eqns)
 
@@ -53,13 +67,14 @@ def _of_equation(equation) -> float:
     if name == "scan":
         return params["length"] * _of(params["jaxpr"].jaxpr)
     if name == "cond":
-        return max(_of(branch.jaxpr) for branch in params["branches"])
+        branches = [_of(branch.jaxpr) for branch in params["branches"]]
+        taken = share(str(equation.source_info.name_stack))
+        return taken * max(branches) + (1 - taken) * min(branches)
     inner = [_of(jaxpr) for jaxpr in _inside(params)]
     if name == "shard_map":  # What is inside every device does.
         return params["mesh"].size * sum(inner)
     if name == "while":
-        named = re.findall(r"turns_(\d+)", str(equation.source_info.name_stack))
-        return (int(named[-1]) if named else 1) * sum(inner)
+        return (turns(str(equation.source_info.name_stack)) or 1) * sum(inner)
     return sum(inner) if inner else float(_size(equation))
 
 

@@ -31,6 +31,12 @@ def test_loops_count_their_turns_and_branches_the_dearest():
 
     assert 2 * 8**3 <= flops(branch, x) < 2 * 8**3 + 100
 
+    def sometimes(x):
+        with jax.named_scope("share_1_4"):
+            return branch(x)
+
+    assert 8**3 / 2 <= flops(sometimes, x) < 8**3 / 2 + 100
+
 
 @pytest.mark.parametrize("grad", ["envelope", "unroll"])
 def test_sinkhorn_counts_its_iterations(grad):

@@ -101,6 +101,11 @@ def sample_classes(
 
         return jax.vmap(jax.vmap(one))(keys)
 
+    def acts_on(term):
+        low, high = term.window
+        return set(range(steps)) & set(range(low, high + 1))
+
+    any_acts_on = set().union(*map(acts_on, terms))
     labels = jnp.repeat(classes, group)
     unguided = jnp.full((c,), jnp.nan), jnp.zeros((len(terms), c), jnp.int32)
 
@@ -138,9 +143,10 @@ def sample_classes(
 
             def act(operand, term=term, number=number):
                 moved, potentials, distance, left_out = operand
-                grad, potentials, value = gradient(
-                    term, moment, memory_cost, potentials
-                )
+                with jax.named_scope(term.name):
+                    grad, potentials, value = gradient(
+                        term, moment, memory_cost, potentials
+                    )
                 grad = guidance.normalise(grad, moment, term.normalise)
                 axes = tuple(range(2, grad.ndim))
                 finite = jnp.isfinite(grad).all(axes)
@@ -151,9 +157,10 @@ def sample_classes(
 
             low, high = term.window
             operand = (moved, potentials, distance, left_out)
-            operand = jax.lax.cond(
-                (low <= i) & (i <= high), act, lambda operand: operand, operand
-            )
+            with jax.named_scope(f"share_{len(acts_on(term))}_{len(any_acts_on)}"):
+                operand = jax.lax.cond(
+                    (low <= i) & (i <= high), act, lambda operand: operand, operand
+                )
             moved, potentials, distance, left_out = operand
         return moved, potentials, (distance, left_out)
 
@@ -168,7 +175,8 @@ def sample_classes(
         if terms:
             active = [(low <= i) & (i <= high) for _, _, (low, high), *_ in terms]
             on = jnp.any(jnp.stack(active))
-            z, potentials, trace = jax.lax.cond(on, guided, plain, *args)
+            with jax.named_scope(f"share_{len(any_acts_on)}_{steps}"):
+                z, potentials, trace = jax.lax.cond(on, guided, plain, *args)
         else:
             z, potentials, trace = plain(*args)
         return (z, keys, memory, filled, memory_cost, potentials), trace

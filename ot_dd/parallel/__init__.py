@@ -16,7 +16,15 @@ from ot_dd.parallel.hosts import (
     told_to_end,
 )
 from ot_dd.parallel.jobs import side_by_side
-from ot_dd.parallel.mesh import STRATEGIES, data_mesh, keep, local_mesh, place, split
+from ot_dd.parallel.mesh import (
+    STRATEGIES,
+    data_mesh,
+    keep,
+    local_mesh,
+    mesh_for,
+    place,
+    split,
+)
 
 __all__ = [
     "STRATEGIES",
@@ -28,6 +36,7 @@ __all__ = [
     "is_leader",
     "keep",
     "local_mesh",
+    "mesh_for",
     "place",
     "side_by_side",
     "split",

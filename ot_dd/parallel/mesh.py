@@ -26,6 +26,15 @@ def local_mesh() -> jax.sharding.Mesh | None:
     return _mesh(jax.local_devices())
 
 
+# Fewer images on a device than this cost more to exchange gradients of than they save.
+_LEAST_ROWS = 16
+
+
+def mesh_for(rows: int) -> jax.sharding.Mesh | None:
+    """Returns `local_mesh()` where batches of so many rows are worth dividing."""
+    return local_mesh() if rows >= _LEAST_ROWS * jax.local_device_count() else None
+
+
 def _mesh(devices):
     if len(devices) == 1:
         return None
@@ -39,7 +48,7 @@ def place(
     """Puts a tree of arrays, the same on every process, on a mesh.
 
     Args:
-      tree: arrays, or None.
+      tree: arrays, or None; of a `jax.ShapeDtypeStruct` there is its sharding to set.
       mesh: the mesh; None leaves the tree as it is.
       *axes: the mesh axis that splits each array axis in turn, or None; nothing at all
         gives every device a copy.
@@ -51,6 +60,8 @@ def place(
     def one(x):
         spec = _spec(x.shape, mesh.size, strategy) if strategy else P(*axes)
         sharding = NamedSharding(mesh, spec)
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         if jax.process_count() == 1:
             return jax.device_put(x, sharding)
         if isinstance(x, jax.Array) and not x.is_fully_addressable:

@@ -162,22 +162,9 @@ def _latents(workdir, autoencoder, images, name):
     one = jax.eval_shape(_encode, autoencoder, _first(images)).shape[1:]
     shape = (len(images), *one)
     return workdir.records(
-        name, shape, np.float32, _PART, lambda rows: _encoded(autoencoder, images, rows)
-    )
-
-
-def _encoded(autoencoder, images, rows):
-    """Returns the latents of a range of images, by all devices of this process."""
-    mesh = local_mesh()
-    autoencoder = place(autoencoder, mesh)
-    size, parts = 32 * jax.local_device_count(), []
-    for start in range(rows.start, rows.stop, size):
-        part = images[start : min(start + size, rows.stop)]
-        count = len(part)
-        part = place(to_float(jnp.asarray(np.resize(part, (size, *part.shape[1:])))),
-                     mesh, "data")  # fmt: skip
-        parts.append(np.asarray(_apply(_encode, (autoencoder,), part))[:count])
-    return np.concatenate(parts)
+        name, shape, np.float32, _PART,
+        lambda rows: _of_rows(_encode, (autoencoder,), images, rows),
+    )  # fmt: skip
 
 
 def _without(config, *names):
@@ -255,34 +242,44 @@ def _apply(fn, inputs, batch):
     return fn(*inputs, batch)
 
 
-def in_batches(fn, inputs: tuple, batch, size: int = 500) -> np.ndarray:
+def in_batches(fn, inputs: tuple, batch) -> np.ndarray:
     """Applies `fn(*inputs, part)` to parts of `batch`; a module-level fn compiles once.
 
-    Of several processes each takes its share, and all get the whole.
+    Of several processes each takes its share, on all of its devices, and all get the
+    whole.
 
     Args:
       fn: a function defined at module level.
       inputs: pytrees passed before the part.
       batch: `[n, ...]`, an array or `Stored`; uint8 images reach `fn` as floats.
-      size: rows in a part.
 
     Returns:
       The concatenated results `[n, ...]`, on the host.
     """
-    total = batch.shape[0]
-    size = min(size, total)
+    return gather_rows(batch.shape[0], partial(_of_rows, fn, inputs, batch))
 
-    def of_rows(rows):
-        out = []
-        for start in range(rows.start, rows.stop, size):
-            part = as_floats(batch[start : min(start + size, rows.stop)])
-            short = size - part.shape[0]
-            if short:
-                part = jnp.concatenate([part, jnp.repeat(part[-1:], short, axis=0)])
-            out.append(np.asarray(_apply(fn, inputs, part))[: size - short])
-        return np.concatenate(out)
 
-    return gather_rows(total, of_rows)
+def _of_rows(fn, inputs, batch, rows):
+    """Applies `fn` to a range of rows; every device of this process takes some."""
+    mesh, share = local_mesh(), -(-batch.shape[0] // jax.device_count())
+    size = min(rows_at_once(fn, inputs, batch), share) * jax.local_device_count()
+    inputs, out = place(inputs, mesh), []
+    for start in range(rows.start, rows.stop, size):
+        part = jnp.asarray(batch[start : min(start + size, rows.stop)])
+        short = size - part.shape[0]
+        if short:
+            part = jnp.concatenate([part, jnp.repeat(part[-1:], short, axis=0)])
+        part = as_floats(place(part, mesh, "data"))
+        out.append(np.asarray(_apply(fn, inputs, part))[: size - short])
+    return np.concatenate(out)
+
+
+def rows_at_once(fn, inputs: tuple, batch) -> int:
+    """Returns how many rows `in_batches` gives a device: 32 images of 256 x 256 x 3."""
+    row = jax.ShapeDtypeStruct((1, *batch.shape[1:]), jnp.float32)
+    out = jax.eval_shape(partial(_apply, fn), inputs, row)
+    sizes = (x.size for x in jax.tree.leaves((row, out)))
+    return int(np.clip(32 * 256 * 256 * 3 // max(sizes), 1, 500))
 
 
 def _encode(autoencoder, images):
@@ -513,13 +510,13 @@ def _surrogate(config, workdir, train, data_key):
     return every.replace(params=chosen), finished, key
 
 
-def class_batches(images, labels, classes, size: int) -> jax.Array:
-    """Returns the first `size` images of the classes, floats `[classes, size, h, w, c]`.
+def class_rows(labels, classes, size: int) -> np.ndarray:
+    """Returns the first `size` rows of each class, `[classes, size]`.
 
     A class with fewer repeats its own.
     """
     rows = [np.flatnonzero(labels == c)[:size] for c in classes]
-    return as_floats(images[np.stack([np.resize(own, size) for own in rows])])
+    return np.stack([np.resize(own, size) for own in rows])
 
 
 def class_gradients(loss_fn, params, classes, batches: jax.Array) -> jax.Array:
@@ -529,11 +526,12 @@ def class_gradients(loss_fn, params, classes, batches: jax.Array) -> jax.Array:
       loss_fn: `(params, images, labels) -> scalar`.
       params: the checkpoint.
       classes: class numbers `[classes]`.
-      batches: real images of each class in `[-1, 1]`, `[classes, size, h, w, c]`.
+      batches: real images of each class, `[classes, size, h, w, c]`: uint8, or floats
+        in `[-1, 1]`.
     """
 
     def of_class(pair):
-        images, label = pair
+        images, label = as_floats(pair[0]), pair[1]
         labels = jnp.full(images.shape[:1], label, jnp.int32)
         return ravel_gradient(loss_fn, params, images, labels)
 
@@ -558,7 +556,7 @@ def _select(loss_fn, trajectory, train, num_classes, settings):
     # Class by class: the real images of all of them may be more than memory holds.
     mean = 0.0
     for c in range(num_classes):
-        batch = class_batches(train[0], labels, [c], size)
+        batch = jnp.asarray(train[0][class_rows(labels, [c], size)])
         mean = mean + np.asarray(cosines(jnp.int32(c), batch)) / num_classes
     kept = [0]
     for epoch in range(1, settings.epochs + 1):

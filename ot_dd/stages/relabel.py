@@ -1,5 +1,6 @@
 """Stage 2: soft labels from a teacher ensemble whose size follows the IPC (LIA)."""
 
+import contextlib
 from functools import partial
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from ot_dd.config import fingerprint
 from ot_dd.flops import traced_flops
-from ot_dd.parallel import gather_rows
+from ot_dd.parallel import gather_rows, mesh_for, place, split
 from ot_dd.stages.artifacts import ImageSet, Prepared
 from ot_dd.stages.networks import augment_config
 from ot_dd.training.views import batches_per_epoch, mean_logits, view_batch
@@ -76,17 +77,22 @@ def relabel(
     name = f"labels-{image_set.name}-{image_set.seed}-{key}"
 
     def make():
-        inputs = (
-            jnp.asarray(images), labels, jax.random.key(seed),
-            prepared.teachers[:teachers],
+        mesh = mesh_for(size)
+        inputs = place(
+            (
+                jnp.asarray(images), labels, jax.random.key(seed),
+                prepared.teachers[:teachers],
+            ),
+            mesh, strategy="fsdp",
         )  # fmt: skip
-
-        whole = (batches, size, views, augment)
-        workdir.count_flops(name, traced_flops(_write.trace(whole, 0, *inputs)))
 
         def of_views(rows):
             static = (batches, size, len(rows), augment)
-            return np.asarray(_write(static, rows.start, *inputs))
+            with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+                return np.asarray(_write(static, rows.start, *inputs))
+
+        whole = (batches, size, views, augment)
+        workdir.count_flops(name, traced_flops(_write.trace(whole, 0, *inputs)))
 
         return {"logits": gather_rows(views, of_views)}
 
@@ -102,7 +108,7 @@ def _write(static, first, images, labels, key, teachers):
     def one(index):
         epoch, batch = first + index // batches, index % batches
         augmented, _, _ = view_batch(images, labels, key, epoch, batch, size, augment)
-        return mean_logits(teachers, augmented).astype(jnp.float16)
+        return mean_logits(teachers, split(augmented)).astype(jnp.float16)
 
     logits = jax.lax.map(one, jnp.arange(views * batches))
     return logits.reshape(views, batches, size, -1)

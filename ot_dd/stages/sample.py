@@ -5,6 +5,7 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ot_dd import diffusion, platform
@@ -16,7 +17,7 @@ from ot_dd.flops import traced_flops
 from ot_dd.parallel import place, to_host
 from ot_dd.stages.artifacts import ImageSet, Prepared
 from ot_dd.stages.networks import surrogate_loss
-from ot_dd.stages.prepare import class_batches, class_gradients, decode_images
+from ot_dd.stages.prepare import class_gradients, class_rows, decode_images
 from ot_dd.stages.vocabulary import TERMS
 from ot_dd.workdir import WorkDir
 
@@ -188,14 +189,14 @@ def generate(config, prepared: Prepared, seed: int, terms, group: int, mesh=None
         part = None if real is None else (real[0][classes], real[1][classes])
         targets = None
         if "influence" in names:
-            targets = _targets(config, prepared, classes)
+            targets = _targets(config, prepared, classes, mesh)
         operands = (
             process,
             key,
             place(jnp.asarray(classes, jnp.int32), mesh, "data"),
             *networks,
             place(part, mesh, "data"),
-            place(targets, mesh, None, "data"),
+            targets,
             strengths,
         )
         operations += traced_flops(_compiled().trace(static, *operands))
@@ -214,21 +215,48 @@ def make_transport_options(config) -> tuple:
     return tuple((name, settings[name]) for name in names)
 
 
-def _targets(config, prepared, classes):
-    """Returns the classes' mean real gradients at every checkpoint `[e, c, p]`."""
-    size = config.surrogate.gradient_images
-    batches = class_batches(*prepared.dataset.train, classes, size)
-    surrogate = prepared.surrogate
-    return _real_gradients(surrogate, jnp.asarray(classes, jnp.int32), batches)
+def _targets(config, prepared, classes, mesh):
+    """Returns the classes' mean real gradients at every checkpoint `[e, c, p]`.
 
+    Every device has its own classes' images, which its process alone reads.
+    """
+    images, labels = prepared.dataset.train
+    rows = class_rows(labels, classes, config.surrogate.gradient_images)
 
-@jax.jit
-def _real_gradients(surrogate, classes, batches):
-    loss_fn = surrogate_loss(surrogate.module)
-    return jax.lax.map(
-        lambda params: class_gradients(loss_fn, params, classes, batches),
-        surrogate.params,
+    def read(index):
+        return images[rows[index[0]]]
+
+    if mesh is None:
+        own = jnp.asarray(read((slice(None),)))
+    else:
+        shape = *rows.shape, *images.shape[1:]
+        split = NamedSharding(mesh, P("data"))
+        own = jax.make_array_from_callback(shape, split, read)
+    return _real_gradients(
+        mesh,
+        place(prepared.surrogate, mesh),
+        place(jnp.asarray(classes, jnp.int32), mesh, "data"),
+        own,
     )
+
+
+@partial(jax.jit, static_argnums=0)
+def _real_gradients(mesh, surrogate, classes, batches):
+    loss_fn = surrogate_loss(surrogate.module)
+
+    def own(surrogate, classes, batches):
+        return jax.lax.map(
+            lambda params: class_gradients(loss_fn, params, classes, batches),
+            surrogate.params,
+        )
+
+    if mesh is not None:
+        split = P("data")
+        own = jax.shard_map(
+            own, mesh=mesh, in_specs=(P(), split, split), out_specs=P(None, "data"),
+            check_vma=False,
+        )  # fmt: skip
+    return own(surrogate, classes, batches)
 
 
 @cache

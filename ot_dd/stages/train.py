@@ -10,7 +10,7 @@ import numpy as np
 
 from ot_dd import models
 from ot_dd.config import fingerprint, options
-from ot_dd.parallel import barrier, local_mesh, side_by_side
+from ot_dd.parallel import barrier, mesh_for, side_by_side
 from ot_dd.stages.artifacts import ImageSet, Prepared
 from ot_dd.stages.networks import augment_config
 from ot_dd.stages.relabel import SoftLabels
@@ -103,7 +103,7 @@ def train(
                 evaluation(),
             )  # fmt: skip
             curve = train_student(
-                module, recipe, views, *arrays, mesh=_mesh_for(recipe.batch_size)
+                module, recipe, views, *arrays, mesh=mesh_for(recipe.batch_size)
             )
             scores = np.asarray(curve.accuracy, np.float64)
             seconds = time.monotonic() - started
@@ -157,16 +157,6 @@ def train(
             if progress:
                 workdir.metrics.progress(progress, len(records), len(jobs))
         return records
-
-
-# Fewer images on a device than this cost more to exchange gradients of than they save.
-_LEAST_ROWS = 16
-
-
-def _mesh_for(batch_size):
-    """Returns the mesh of this process's devices, where a batch is large enough."""
-    enough = batch_size >= _LEAST_ROWS * jax.local_device_count()
-    return local_mesh() if enough else None
 
 
 def _weights(image_set):
