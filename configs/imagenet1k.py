@@ -20,6 +20,12 @@ def get_config(arg=None):
     switches = parse_arg(arg, "debug", "ipc1", "ipc50")
     config = paper.base("imagenet1k", num_classes=1000)
     config.data.source = "tfds:imagenet2012"
+    # Batches that a slice of up to 256 chips divides, its parameters split over them.
+    config.autoencoder.batch_size = config.surrogate.batch_size = 256
+    config.surrogate.steps = 50 * 1300 * 1000 // 256
+    config.parallel.strategy = "fsdp"
+    # Labels of every view would take terabytes: they are made as students train.
+    config.lia.mode = "online"
     if switches & {"ipc1", "ipc50"}:
         config.ipc = 50 if "ipc50" in switches else 1
         config.student.steps = 300 * config.ipc * 10

@@ -71,11 +71,14 @@ class Stream(NamedTuple):
     size: int
     seed: int
 
-    def example(self, length: int) -> Batch:
-        """Returns the shapes of `length` batches, as `feed` yields them."""
+    def example(self, length: int, mesh=None) -> Batch:
+        """Returns the shapes of `length` batches, as `feed` yields them on the mesh."""
+        sharding = None if mesh is None else self._sharding(mesh)
         return Batch(
             tuple(
-                jax.ShapeDtypeStruct((length, self.size, *c.shape[1:]), c.dtype)
+                jax.ShapeDtypeStruct(
+                    (length, self.size, *c.shape[1:]), c.dtype, sharding=sharding
+                )
                 for c in self.columns
             )
         )

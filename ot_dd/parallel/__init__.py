@@ -24,6 +24,7 @@ from ot_dd.parallel.mesh import (
     mesh_for,
     place,
     split,
+    worth_dividing,
 )
 
 __all__ = [
@@ -43,4 +44,5 @@ __all__ = [
     "start_processes",
     "to_host",
     "told_to_end",
+    "worth_dividing",
 ]

@@ -30,9 +30,14 @@ def local_mesh() -> jax.sharding.Mesh | None:
 _LEAST_ROWS = 16
 
 
+def worth_dividing(rows: int, devices: int) -> bool:
+    """Returns whether batches of so many rows go to one device or to all of a process."""
+    return rows >= _LEAST_ROWS * devices
+
+
 def mesh_for(rows: int) -> jax.sharding.Mesh | None:
     """Returns `local_mesh()` where batches of so many rows are worth dividing."""
-    return local_mesh() if rows >= _LEAST_ROWS * jax.local_device_count() else None
+    return local_mesh() if worth_dividing(rows, jax.local_device_count()) else None
 
 
 def _mesh(devices):

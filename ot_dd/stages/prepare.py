@@ -156,14 +156,14 @@ def _latents(workdir, autoencoder, images, name):
     """
     if not isinstance(images, Stored):
         stored = workdir.arrays(
-            name, lambda: {"latents": in_batches(_encode, (autoencoder,), images)}
+            name, lambda: {"latents": in_batches(encode, (autoencoder,), images)}
         )
         return jnp.asarray(stored["latents"])
-    one = jax.eval_shape(_encode, autoencoder, _first(images)).shape[1:]
+    one = jax.eval_shape(encode, autoencoder, _first(images)).shape[1:]
     shape = (len(images), *one)
     return workdir.records(
         name, shape, np.float32, _PART,
-        lambda rows: _of_rows(_encode, (autoencoder,), images, rows),
+        lambda rows: _of_rows(encode, (autoencoder,), images, rows),
     )  # fmt: skip
 
 
@@ -238,7 +238,8 @@ def check_shapes(config, shape: tuple[int, ...], num_classes: int) -> None:
 
 
 @partial(jax.jit, static_argnums=0)
-def _apply(fn, inputs, batch):
+def apply_to_part(fn, inputs, batch):
+    """Returns `fn(*inputs, batch)`: the compiled program of `in_batches`."""
     return fn(*inputs, batch)
 
 
@@ -270,23 +271,25 @@ def _of_rows(fn, inputs, batch, rows):
         if short:
             part = jnp.concatenate([part, jnp.repeat(part[-1:], short, axis=0)])
         part = as_floats(place(part, mesh, "data"))
-        out.append(np.asarray(_apply(fn, inputs, part))[: size - short])
+        out.append(np.asarray(apply_to_part(fn, inputs, part))[: size - short])
     return np.concatenate(out)
 
 
 def rows_at_once(fn, inputs: tuple, batch) -> int:
     """Returns how many rows `in_batches` gives a device: 32 images of 256 x 256 x 3."""
     row = jax.ShapeDtypeStruct((1, *batch.shape[1:]), jnp.float32)
-    out = jax.eval_shape(partial(_apply, fn), inputs, row)
+    out = jax.eval_shape(partial(apply_to_part, fn), inputs, row)
     sizes = (x.size for x in jax.tree.leaves((row, out)))
     return int(np.clip(32 * 256 * 256 * 3 // max(sizes), 1, 500))
 
 
-def _encode(autoencoder, images):
+def encode(autoencoder, images):
+    """Images `[n, h, w, c]` to latents, for `in_batches`."""
     return autoencoder.encode(images)
 
 
-def _decode(autoencoder, latents):
+def decode(autoencoder, latents):
+    """Latents to images `[n, h, w, c]`, for `in_batches`."""
     return autoencoder.decode(latents)
 
 
@@ -296,7 +299,7 @@ def _logits(classifier, images):
 
 def decode_images(autoencoder: Autoencoder, latents: jax.Array) -> np.ndarray:
     """Decodes `[n, ...]` latents to float images `[n, h, w, c]` on the host."""
-    return in_batches(_decode, (autoencoder,), latents)
+    return in_batches(decode, (autoencoder,), latents)
 
 
 def accuracy(classifier: Classifier, images: np.ndarray, labels: np.ndarray) -> float:
@@ -414,7 +417,7 @@ def _autoencoder(config, workdir, dataset, train, critics, data_key):
 
         def moments():
             some = train[0][_some(train[0])]
-            raw = in_batches(_encode, (autoencoder,), some)
+            raw = in_batches(encode, (autoencoder,), some)
             return {"mean": raw.mean((0, 1, 2)), "std": raw.std((0, 1, 2))}
 
         stored = workdir.arrays(f"latent-moments-{key}", moments)
@@ -425,9 +428,7 @@ def _autoencoder(config, workdir, dataset, train, critics, data_key):
         decoded, images = _reconstruct(autoencoder, dataset.validation.images)
         return {
             "model": settings.model,
-            "latent_shape": list(
-                jax.eval_shape(_encode, autoencoder, images).shape[1:]
-            ),
+            "latent_shape": list(jax.eval_shape(encode, autoencoder, images).shape[1:]),
             "validation_mse": float(np.mean((decoded - images) ** 2)),
         }
 
@@ -456,7 +457,7 @@ def _first(images):
 def _reconstruct(autoencoder, images):
     """Returns the reconstructions of uint8 images and the images, as floats."""
     images = to_float(jnp.asarray(images[_some(images)]))
-    latents = in_batches(_encode, (autoencoder,), images)
+    latents = in_batches(encode, (autoencoder,), images)
     return decode_images(autoencoder, jnp.asarray(latents)), images
 
 

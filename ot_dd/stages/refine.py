@@ -8,6 +8,7 @@ the pixels, or the weights of the decoder or the denoiser.
 
 import functools
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -31,7 +32,7 @@ from ot_dd.stages.artifacts import (
 )
 from ot_dd.stages.networks import augment_config
 from ot_dd.stages.sample import make_process
-from ot_dd.training import fit, make_state, make_step, run_flops
+from ot_dd.training import fit, make_state, make_step, run_flops, trace_steps
 from ot_dd.workdir import WorkDir
 
 
@@ -59,12 +60,10 @@ def refine(
 
     def make():
         workdir.metrics.say(f"  refining {name}, seed {start.seed}")
-        view_config = augment_config(config.data.augment)._replace(cutmix=0.0)
-        trajectory = jax.tree.leaves(prepared.surrogate.params)[0].shape[0]
-        step_fn, tx, render, sources = _program(
-            FrozenConfigDict(settings), view_config, config.sampler.name,
-            start.images.shape[:2], trajectory,
-        )  # fmt: skip
+        view_config = _view_config(config)
+        step_fn, tx, render, sources = _program_of(
+            config, start.images.shape[:2], prepared.surrogate
+        )
         seed = jax.random.fold_in(jax.random.key(config.seed), 2000 + start.seed)
         data_ = Data(*_real_images(prepared), _fixed(config, prepared, start), ())
         if settings.pool:
@@ -80,7 +79,8 @@ def refine(
                         sources, view_config, data_.pool, data_.fixed
                     )
                 data_ = data_._replace(features=_KEPT[recipe])
-        params = _start_params(config, prepared, start)
+        flat = jnp.asarray(start.images).reshape(-1, *start.images.shape[2:])
+        params = _start_params(config, data_.fixed, flat)
         state = make_state(params, tx, jnp.zeros((), jnp.int32))
         operations = run_flops(step_fn, state, data_, seed, settings.steps)
         workdir.count_flops(full_name, operations)
@@ -111,6 +111,63 @@ def refine(
     return ImageSet(
         name, start.seed, made["images"], made["latents"], key, start.distances,
         left_out=start.left_out,
+    )  # fmt: skip
+
+
+def trace_refinement(config, num_classes: int, pool: tuple, fixed: "Fixed", mesh):
+    """Returns the program of some steps, traced for a mesh.
+
+    Args:
+      config: the whole config.
+      num_classes: number of classes.
+      pool: the shape of all real images, `(n, h, w, c)`.
+      fixed: shapes in place of arrays.
+      mesh: the devices.
+    """
+    settings = config.refine
+    step_fn, tx, _, sources = _program_of(
+        config, (num_classes, config.ipc), fixed.surrogate
+    )
+    most = int(_POOL_BYTES // np.prod(pool[1:], dtype=float))
+    images = jax.ShapeDtypeStruct((min(pool[0], most), *pool[1:]), jnp.uint8)
+    rows = jax.ShapeDtypeStruct((num_classes,), jnp.int32)
+    features = ()
+    if settings.pool:
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        features = tuple(
+            jax.ShapeDtypeStruct((source.count, *one.shape), one.dtype)
+            for source in sources
+            for one in [
+                jax.eval_shape(
+                    partial(_features_of, source.run, _view_config(config)),
+                    jax.ShapeDtypeStruct((), jnp.int32), fixed, key, images,
+                )
+            ]
+        )  # fmt: skip
+
+    def start(fixed, images):
+        params = _start_params(config, fixed, images)
+        return make_state(params, tx, jnp.zeros((), jnp.int32))
+
+    own = jax.ShapeDtypeStruct((fixed.classes.shape[0], *pool[1:]), jnp.uint8)
+    state = jax.eval_shape(start, fixed, own)
+    return trace_steps(
+        step_fn, state, Data(images, rows, rows, fixed, features),
+        jax.eval_shape(lambda: jax.random.key(0)), settings.steps, mesh=mesh,
+        strategy=config.parallel.strategy,
+    )[0]  # fmt: skip
+
+
+def _view_config(config):
+    return augment_config(config.data.augment)._replace(cutmix=0.0)
+
+
+def _program_of(config, shape, surrogate):
+    """Returns `_program` for a config and `(classes, ipc)`."""
+    checkpoints = jax.tree.leaves(surrogate.params)[0].shape[0]
+    return _program(
+        FrozenConfigDict(config.refine), _view_config(config), config.sampler.name,
+        shape, checkpoints,
     )  # fmt: skip
 
 
@@ -170,19 +227,17 @@ def _fixed(config, prepared, start):
     )
 
 
-def _start_params(config, prepared, start):
-    """Returns what is optimised, before its first step."""
-    settings, autoencoder = config.refine, prepared.autoencoder
-    latents = jnp.asarray(start.latents)
+def _start_params(config, fixed: Fixed, images):
+    """Returns what is optimised, before its first step; images are `[n, h, w, c]`."""
+    settings = config.refine
     if settings.optimise == "latents":
-        return latents.reshape(-1, *latents.shape[2:])
+        return jnp.array(fixed.latents)  # A copy: the state that it goes to is donated.
     if settings.optimise == "pixels":
-        pixels = to_float(jnp.asarray(start.images))
-        return pixels.reshape(-1, *pixels.shape[2:])
+        return to_float(images)
     weights = (
-        autoencoder.variables["params"]
+        fixed.autoencoder.variables["params"]
         if settings.optimise == "decoder"
-        else prepared.denoiser.params
+        else fixed.denoiser.params
     )
     if settings.rank:
         return _low_rank(weights, settings.rank, jax.random.key(config.seed))

@@ -46,6 +46,13 @@ def teachers_for(config, ipc: int) -> int:
     return fitting[-1] if fitting else ladder[0][1]
 
 
+def views_of(config, count: int) -> tuple[int, int, int]:
+    """Returns the batches of a pass over `count` images, their size, and the passes."""
+    batches, size = batches_per_epoch(count, config.student.batch_size)
+    epochs = max(1, config.student.steps // batches)
+    return batches, size, min(config.lia.views or epochs, epochs)
+
+
 def relabel(
     config, workdir: WorkDir, prepared: Prepared, image_set: ImageSet, *, teachers: int
 ) -> SoftLabels:
@@ -62,9 +69,7 @@ def relabel(
       The labels; without logits when `lia.mode` is "online".
     """
     images, labels = image_set.flat()
-    batches, size = batches_per_epoch(len(images), config.student.batch_size)
-    epochs = max(1, config.student.steps // batches)
-    views = min(config.lia.views or epochs, epochs)
+    batches, size, views = views_of(config, len(images))
     seed = config.seed * 1000 + image_set.seed
     augment = augment_config(config.data.augment)
     teacher_keys = list(prepared.teacher_keys[:teachers])
@@ -89,10 +94,10 @@ def relabel(
         def of_views(rows):
             static = (batches, size, len(rows), augment)
             with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-                return np.asarray(_write(static, rows.start, *inputs))
+                return np.asarray(write_labels(static, rows.start, *inputs))
 
         whole = (batches, size, views, augment)
-        workdir.count_flops(name, traced_flops(_write.trace(whole, 0, *inputs)))
+        workdir.count_flops(name, traced_flops(write_labels.trace(whole, 0, *inputs)))
 
         return {"logits": gather_rows(views, of_views)}
 
@@ -101,8 +106,17 @@ def relabel(
 
 
 @partial(jax.jit, static_argnums=0)
-def _write(static, first, images, labels, key, teachers):
-    """Returns the labels of `views` views from the view `first` on."""
+def write_labels(static, first, images, labels, key, teachers):
+    """Returns the labels of `views` views from the view `first` on.
+
+    Args:
+      static: batches of a pass, their size, views, and the augmentation.
+      first: the first view.
+      images: the set's images `[n, h, w, c]`.
+      labels: their classes `[n]`.
+      key: what the views are made from.
+      teachers: the ensemble.
+    """
     batches, size, views, augment = static
 
     def one(index):

@@ -47,26 +47,9 @@ def sample(
       The set, with its latents and, where the config's terms include transport, the
       transport distance along sampling, whether the term acts or only measures.
     """
-    strengths = {
-        term: float(config.guidance[term].strength) for term in TERMS if term in terms
-    }
-    strengths = {term: value for term, value in strengths.items() if value}
+    active = make_terms(config, terms)
+    strengths = [term.name for term in active if term.strength]
     measured = {"transport"} & set(config.guidance.terms)
-    active = tuple(
-        Term(
-            term,
-            strengths.get(term, 0.0),
-            tuple(config.guidance[term].window),
-            config.guidance[term].normalise,
-            term == "influence"
-            or (
-                term == "transport"
-                and config.guidance.transport.space == "clean_backprop"
-            ),
-        )
-        for term in TERMS
-        if term in strengths or term in measured
-    )
     group = config.sampler.group or config.ipc
     active_config = {term: config.guidance[term] for term in strengths}
     key = fingerprint(
@@ -127,6 +110,29 @@ def _check_finite(config, terms, left_out, name):
     )
 
 
+def make_terms(config, names) -> tuple[Term, ...]:
+    """Returns the guidance terms of a set, in their order.
+
+    Those named act, where their strength is not 0; transport is measured wherever it is
+    among the config's terms.
+
+    Args:
+      config: the whole config.
+      names: a subset of `vocabulary.TERMS`.
+    """
+    made = []
+    for name in TERMS:
+        settings = config.guidance[name]
+        strength = float(settings.strength) if name in names else 0.0
+        backprop = name == "influence" or (
+            name == "transport" and settings.space == "clean_backprop"
+        )
+        if strength or (name == "transport" and name in config.guidance.terms):
+            window = tuple(settings.window)
+            made.append(Term(name, strength, window, settings.normalise, backprop))
+    return tuple(made)
+
+
 def make_process(config) -> diffusion.Process:
     """Returns the sampler's process: a flow, or DDPM's respaced."""
     if config.sampler.name == "flow":
@@ -169,8 +175,7 @@ def generate(config, prepared: Prepared, seed: int, terms, group: int, mesh=None
     real = None
     if "transport" in names:
         real = real_latents(config, prepared, seed, config.guidance.transport.num_real)
-    batch = min(config.sampler.class_batch or num_classes, num_classes)
-    batch += -batch % (1 if mesh is None else mesh.shape["data"])
+    batch = class_batch(config, num_classes, mesh)
     # Strengths are traced: every set with the same terms is one compiled program.
     strengths = tuple(jnp.float32(term.strength) for term in terms)
     key = jax.random.fold_in(jax.random.key(config.seed), 1000 + seed)
@@ -178,10 +183,7 @@ def generate(config, prepared: Prepared, seed: int, terms, group: int, mesh=None
     process, key, networks, strengths = place(
         (make_process(config), key, networks, strengths), mesh
     )
-    static = (
-        config.sampler.name, make_transport_options(config), config.ipc, group,
-        tuple(term._replace(strength=None) for term in terms), mesh,
-    )  # fmt: skip
+    static = static_options(config, terms, group, mesh)
     out, traces, operations = [], [], 0.0
     for start in range(0, num_classes, batch):
         # The last batch repeats its first classes instead of compiling another size.
@@ -199,8 +201,8 @@ def generate(config, prepared: Prepared, seed: int, terms, group: int, mesh=None
             targets,
             strengths,
         )
-        operations += traced_flops(_compiled().trace(static, *operands))
-        latents, *found = to_host(_compiled()(static, *operands))
+        operations += traced_flops(sampler().trace(static, *operands))
+        latents, *found = to_host(sampler()(static, *operands))
         keep = min(batch, num_classes - start)
         out.append(latents[:keep])
         traces.append([trace[..., :keep] for trace in found])
@@ -208,11 +210,24 @@ def generate(config, prepared: Prepared, seed: int, terms, group: int, mesh=None
     return np.concatenate(out), *traces, operations
 
 
-def make_transport_options(config) -> tuple:
-    """Returns the static options of the transport term, as hashable pairs."""
+def static_options(config, terms, group: int, mesh) -> tuple:
+    """Returns what a compiled sampler depends on, hashable: the first of its arguments.
+
+    Sampler, options of the transport term, images per class, group, terms and mesh;
+    strengths are no part of it.
+    """
     settings = options(config.guidance.transport)
     names = ("cost_fn", "epsilon", "epsilon_unit", "num_iters", "space")
-    return tuple((name, settings[name]) for name in names)
+    return (
+        config.sampler.name, tuple((name, settings[name]) for name in names),
+        config.ipc, group, tuple(term._replace(strength=None) for term in terms), mesh,
+    )  # fmt: skip
+
+
+def class_batch(config, num_classes: int, mesh) -> int:
+    """Returns how many classes are sampled at once: a multiple of the devices."""
+    batch = min(config.sampler.class_batch or num_classes, num_classes)
+    return batch + -batch % (1 if mesh is None else mesh.shape["data"])
 
 
 def _targets(config, prepared, classes, mesh):
@@ -232,7 +247,7 @@ def _targets(config, prepared, classes, mesh):
         shape = *rows.shape, *images.shape[1:]
         split = NamedSharding(mesh, P("data"))
         own = jax.make_array_from_callback(shape, split, read)
-    return _real_gradients(
+    return real_gradients(
         mesh,
         place(prepared.surrogate, mesh),
         place(jnp.asarray(classes, jnp.int32), mesh, "data"),
@@ -241,7 +256,8 @@ def _targets(config, prepared, classes, mesh):
 
 
 @partial(jax.jit, static_argnums=0)
-def _real_gradients(mesh, surrogate, classes, batches):
+def real_gradients(mesh, surrogate, classes, batches):
+    """Returns mean gradients `[e, c, p]` of images `[c, n, h, w, 3]`, split by class."""
     loss_fn = surrogate_loss(surrogate.module)
 
     def own(surrogate, classes, batches):
@@ -260,8 +276,8 @@ def _real_gradients(mesh, surrogate, classes, batches):
 
 
 @cache
-def _compiled():
-    """Returns `_run`, jitted for the machine that there is."""
+def sampler():
+    """Returns the sampler, jitted for the machine that there is: see `_run`."""
     options_ = platform.network_options()
     return jax.jit(_run, static_argnums=0, compiler_options=options_)
 
@@ -270,7 +286,7 @@ def _run(static, *operands):
     """Samples a batch of classes; the classes are split over the mesh, if there is one.
 
     Args:
-      static: sampler, transport options, images per class, group, terms and mesh.
+      static: see `static_options`.
       *operands: those of `_sample`.
     """
     mesh = static[-1]

@@ -12,7 +12,7 @@ from ot_dd.config import fingerprint
 from ot_dd.parallel import side_by_side
 from ot_dd.stages import vocabulary
 from ot_dd.stages.artifacts import ImageSet, Prepared
-from ot_dd.stages.prepare import _encode, in_batches
+from ot_dd.stages.prepare import encode, in_batches
 from ot_dd.stages.relabel import relabel, teachers_for
 from ot_dd.stages.sets import make_set, make_sets
 from ot_dd.stages.train import train
@@ -53,23 +53,10 @@ def run_study(config, workdir: WorkDir, prepared: Prepared, mesh=None) -> Study:
       mesh: devices for sampling and `refine`.
     """
     settings = config.study
-    images_of = [name for name in settings.ablations if name in vocabulary.CHANGES]
-    names = ["ot_dd", *settings.baselines, *images_of]
+    names = sets_of(config)
     teachers = choose_teachers(config, workdir, prepared, mesh)
     sets = make_sets(config, workdir, prepared, names, settings.num_sets, mesh)
-    plans = [(name, "hard", "", 0, {}) for name in names]
-    plans += [(name, "soft", "", teachers, {}) for name in names]
-    variants = {
-        "no_lia": (no_lia_teachers(config, teachers), {}),
-        "no_otm": (teachers, {"ot_weight": 0.0}),
-        "identity_plan": (teachers, {"plan": "identity"}),
-    }
-    plans += [
-        ("ot_dd", "soft", variant, *variants[variant])
-        for variant in settings.ablations
-        if variant in variants
-    ]
-    plans = [p for p in plans if p[1] in settings.labels]
+    plans = students_of(config, teachers)
     records: list[dict] = []
     for done, (name, labels, variant, count, changes) in enumerate(plans):
         soft = [None] * len(sets[name])
@@ -95,6 +82,38 @@ def run_study(config, workdir: WorkDir, prepared: Prepared, mesh=None) -> Study:
         for name in (names if "soft" in settings.labels else ())
     }
     return Study(records, transport, gaps, sets, teachers)
+
+
+def sets_of(config) -> list[str]:
+    """Returns the names of the study's sets: the full method first."""
+    changes = [name for name in config.study.ablations if name in vocabulary.CHANGES]
+    return ["ot_dd", *config.study.baselines, *changes]
+
+
+def students_of(config, teachers: int) -> list[tuple[str, str, str, int, dict]]:
+    """Returns the kinds of students that the study trains.
+
+    Args:
+      config: the whole config; `study` says which.
+      teachers: size of the label ensemble of the full method.
+
+    Returns:
+      `(set, "hard" or "soft", variant, teachers, changed fields of the recipe)` each.
+    """
+    names = sets_of(config)
+    kinds = [(name, "hard", "", 0, {}) for name in names]
+    kinds += [(name, "soft", "", teachers, {}) for name in names]
+    variants = {
+        "no_lia": (no_lia_teachers(config, teachers), {}),
+        "no_otm": (teachers, {"ot_weight": 0.0}),
+        "identity_plan": (teachers, {"plan": "identity"}),
+    }
+    kinds += [
+        ("ot_dd", "soft", variant, *variants[variant])
+        for variant in config.study.ablations
+        if variant in variants
+    ]
+    return [kind for kind in kinds if kind[1] in config.study.labels]
 
 
 def no_lia_teachers(config, teachers: int) -> int:
@@ -132,7 +151,7 @@ def _transport(config, workdir, prepared, sets):
     test, labels = prepared.dataset.test
 
     def held_out():
-        return {"latents": in_batches(_encode, (prepared.autoencoder,), test)}
+        return {"latents": in_batches(encode, (prepared.autoencoder,), test)}
 
     key = fingerprint(prepared.key)
     real = workdir.arrays(f"test-latents-{key}", held_out)["latents"]
@@ -144,7 +163,7 @@ def _transport(config, workdir, prepared, sets):
             latents = made.latents
             if latents is None or made.name == "random_decoded":
                 flat, _ = made.flat()
-                latents = in_batches(_encode, (prepared.autoencoder,), flat)
+                latents = in_batches(encode, (prepared.autoencoder,), flat)
             latents = np.asarray(latents).reshape(*made.images.shape[:2], -1)
             costs = []
             for c, points in enumerate(latents):

@@ -7,6 +7,7 @@ from ot_dd.training.loop import (
     make_step,
     restore,
     run_flops,
+    trace_steps,
 )
 from ot_dd.training.schedules import smoothing_cosine, step_decay
 
@@ -19,4 +20,5 @@ __all__ = [
     "run_flops",
     "smoothing_cosine",
     "step_decay",
+    "trace_steps",
 ]

@@ -165,16 +165,39 @@ def fit(
     return _off_mesh(state), curve
 
 
-def run_flops(step_fn, state, data, key, num_steps: int, chunk: int = 25) -> float:
+def run_flops(step_fn, state, data, key, num_steps: int) -> float:
     """Returns the operations of a whole run of `fit` with the same arguments."""
+    traced, length = trace_steps(step_fn, state, data, key, num_steps)
+    return traced_flops(traced) * num_steps / length
+
+
+def trace_steps(
+    step_fn, state, data, key, num_steps: int, *, mesh=None, strategy="replicate",
+    chunk: int = 25,
+):  # fmt: skip
+    """Returns the program that `fit` runs again and again, traced, and its steps.
+
+    Args:
+      step_fn: as for `fit`, like all that follow; arrays may be `jax.ShapeDtypeStruct`.
+      state: the fresh state.
+      data: arrays, or a `Stream` among them.
+      key: the run's key.
+      num_steps: total steps.
+      mesh: the devices, or None for one.
+      strategy: how the state lies on the mesh.
+      chunk: steps in one call.
+    """
     stream, data = _stream_of(data)
-    length = min(chunk, num_steps)
-    batches = None
+    length, batches = min(chunk, num_steps), None
     if stream is not None:
         length = min(stream.chunk(chunk), num_steps)
-        batches = stream.example(length)
-    traced = _run.trace(step_fn, length, "replicate", state, key, data, batches)
-    return traced_flops(traced) * num_steps / length
+        batches = stream.example(length, mesh)
+    if mesh is not None:
+        state = place(state, mesh, strategy=strategy)
+        key, data = place((key, data), mesh)
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        traced = _run.trace(step_fn, length, strategy, state, key, data, batches)
+    return traced, length
 
 
 def restore(checkpoints: Checkpoints, state: TrainState, num_steps: int) -> TrainState:

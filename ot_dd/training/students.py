@@ -126,6 +126,14 @@ def train_student(
         )
 
 
+def trace_student(module: nn.Module, recipe: Recipe, views: int, *arrays, mesh=None):
+    """Returns `train_student`'s program, traced; its arguments may be shapes."""
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        return _train_student.trace(
+            module, recipe, views, *place(arrays, mesh, strategy="fsdp")
+        )
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _train_student(
     module, recipe, views, images, labels, weights, soft, view_key, key, evaluation
