@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -135,21 +134,21 @@ def read_json(path: Path) -> Any | None:
 def write_atomic(path: Path, write, *, everyone: bool = False) -> None:
     """Calls `write(binary_file)` on a temporary file, syncs it, renames it to `path`.
 
-    Of several processes the first one writes, or every one that calls.
+    Of several processes the first one writes, or every one that calls. What a killed
+    run left of a temporary file, the next one writes over.
     """
     if not (everyone or is_leader()):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # A full disk does not say where.
         raise

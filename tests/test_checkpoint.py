@@ -1,11 +1,14 @@
 """Checkpoints: restored as saved, also when several runs of a process save at once."""
 
+import multiprocessing
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import jax.numpy as jnp
 import numpy as np
 
-from ot_dd.checkpoint import Checkpoints
+from ot_dd.checkpoint import Checkpoints, write_atomic
 
 
 def _tree(value):
@@ -36,3 +39,28 @@ def test_nothing_to_restore_is_none(tmp_path):
     assert checkpoints.restore(_tree(0.0)) is None
     assert checkpoints.finished() is None
     checkpoints.close()
+
+
+def test_what_a_killed_writer_left_the_next_one_writes_over(tmp_path):
+    path = tmp_path / "image.png"
+
+    child = multiprocessing.get_context("spawn").Process(
+        target=_write_and_die, args=(path,)
+    )
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert not path.exists() and len(list(tmp_path.iterdir())) == 1
+    write_atomic(path, lambda file: file.write(b"whole"))
+    assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [
+        ("image.png", b"whole")
+    ]
+
+
+def _write_and_die(path):
+    def write(file):
+        file.write(b"half")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    write_atomic(path, write)

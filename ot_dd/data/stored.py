@@ -155,7 +155,7 @@ def write_records(path: Path, rows: np.ndarray) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.part")
     try:
         writer = ArrayRecordWriter(str(temporary), "group_size:1")
         for row in rows:

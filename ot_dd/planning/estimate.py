@@ -88,6 +88,20 @@ def slice_of(topology: str) -> Slice:
     Raises:
       ConfigError: when there is no such slice, or no compiler.
     """
+    every = _devices(topology)
+    chips = len(every) // len({device.process_index for device in every})
+    host = every
+    if chips < len(every):  # The compiler takes whole slices: one of a host's shape.
+        version = topology.partition(":")[0]
+        flat = {1: "1x1", 2: "1x2", 4: "2x2", 8: "2x4"}[chips]
+        host = _devices(
+            f"{version}:{flat}" + ("x1" if topology.count("x") == 2 else "")
+        )
+    return Slice(topology, _mesh(every), _mesh(host), len(every) // chips)
+
+
+def _devices(topology: str) -> np.ndarray:
+    """Returns a slice's devices, neighbours beside each other."""
     from jax.experimental import topologies
 
     try:
@@ -99,15 +113,11 @@ def slice_of(topology: str) -> Slice:
                 'the TPU compiler is not installed: pip install "ot-dd[plan]"'
             ) from error
         raise ConfigError(f"--topology is {topology!r}: {text}") from error
+    return topologies.make_mesh(pod, (len(pod.devices),), ("data",)).devices
 
-    def mesh(devices):
-        devices = np.array(devices, object)
-        return Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
 
-    every = topologies.make_mesh(pod, (len(pod.devices),), ("data",)).devices
-    hosts = sorted({device.process_index for device in every})
-    own = [device for device in every if device.process_index == hosts[0]]
-    return Slice(topology, mesh(every), mesh(own), len(hosts))
+def _mesh(devices: np.ndarray) -> Mesh:
+    return Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
 
 
 def _has_compiler() -> bool:

@@ -389,6 +389,7 @@ def _students(config, sizes, pod, made) -> Iterator[Program]:
                 module, recipe, views if labels == "soft" else 1,
                 images, numbers, jax.ShapeDtypeStruct((count,), jnp.float32), soft,
                 _key(), _key(), evaluation, mesh=mesh,
+                strategy=config.parallel.strategy,
             )  # fmt: skip
 
         by = f" by {many} teachers" if labels == "soft" else ""

@@ -10,7 +10,7 @@ import numpy as np
 
 from ot_dd.config import fingerprint
 from ot_dd.flops import traced_flops
-from ot_dd.parallel import gather_rows, mesh_for, place, split
+from ot_dd.parallel import mesh_for, place, split
 from ot_dd.stages.artifacts import ImageSet, Prepared
 from ot_dd.stages.networks import augment_config
 from ot_dd.training.views import batches_per_epoch, mean_logits, view_batch
@@ -81,28 +81,32 @@ def relabel(
 
     name = f"labels-{image_set.name}-{image_set.seed}-{key}"
 
-    def make():
-        mesh = mesh_for(size)
-        inputs = place(
-            (
-                jnp.asarray(images), labels, jax.random.key(seed),
-                prepared.teachers[:teachers],
-            ),
-            mesh, strategy="fsdp",
-        )  # fmt: skip
+    mesh = mesh_for(size)
+    inputs = place(
+        (
+            jnp.asarray(images), labels, jax.random.key(seed),
+            prepared.teachers[:teachers],
+        ),
+        mesh, strategy="fsdp",
+    )  # fmt: skip
 
-        def of_views(rows):
-            static = (batches, size, len(rows), augment)
-            with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-                return np.asarray(write_labels(static, rows.start, *inputs))
+    def of_views(rows):
+        static = (batches, size, len(rows), augment)
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            traced = write_labels.trace(static, rows.start, *inputs)
+            workdir.count_flops(f"{name}-{rows.start}", traced_flops(traced))
+            return np.asarray(write_labels(static, rows.start, *inputs))
 
-        whole = (batches, size, views, augment)
-        workdir.count_flops(name, traced_flops(write_labels.trace(whole, 0, *inputs)))
+    shape = views, batches, size, len(prepared.dataset.class_names)
+    # Parts do not depend on how many processes share them: a resumed run may have more.
+    many = 2 * np.prod(shape, dtype=float) > _LARGE
+    with workdir.turn(name):
+        part = -(-views // _PARTS) if many else views
+        stored = workdir.records(name, shape, np.float16, part, of_views)
+    return SoftLabels(np.asarray(stored), teachers, seed, views, key)
 
-        return {"logits": gather_rows(views, of_views)}
 
-    made = workdir.arrays(name, make)
-    return SoftLabels(made["logits"], teachers, seed, views, key)
+_LARGE, _PARTS = 16e6, 16  # Labels of so many bytes are written in so many parts.
 
 
 @partial(jax.jit, static_argnums=0)

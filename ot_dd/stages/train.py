@@ -103,7 +103,12 @@ def train(
                 evaluation(),
             )  # fmt: skip
             curve = train_student(
-                module, recipe, views, *arrays, mesh=mesh_for(recipe.batch_size)
+                module,
+                recipe,
+                views,
+                *arrays,
+                mesh=mesh_for(recipe.batch_size),
+                strategy=config.parallel.strategy,
             )
             scores = np.asarray(curve.accuracy, np.float64)
             seconds = time.monotonic() - started

@@ -11,7 +11,7 @@ import optax
 
 from ot_dd import data, losses
 from ot_dd.flops import flops
-from ot_dd.parallel import place, split
+from ot_dd.parallel import keep, place, split
 from ot_dd.training.loop import make_state, make_step
 from ot_dd.training.schedules import smoothing_cosine, step_decay
 from ot_dd.training.views import batches_per_epoch, mean_logits, view_batch
@@ -97,6 +97,7 @@ def train_student(
     evaluation: tuple[jax.Array, jax.Array],
     *,
     mesh: jax.sharding.Mesh | None = None,
+    strategy: str = "replicate",
 ) -> Curve:
     """Trains one student from scratch and evaluates it.
 
@@ -115,29 +116,30 @@ def train_student(
         -1 is padding.
       mesh: devices that hold a part of all images each, and that every batch is divided
         among; losses, transport included, are of the whole batch.
+      strategy: "replicate", or "fsdp": parameters and optimiser state are split over
+        the mesh as well.
 
     Returns:
       The student's curve.
     """
+    static = module, recipe, views, strategy
     arrays = (images, labels, weights, soft, view_key, key, evaluation)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-        return _train_student(
-            module, recipe, views, *place(arrays, mesh, strategy="fsdp")
-        )
+        return _train_student(static, *place(arrays, mesh, strategy="fsdp"))
 
 
-def trace_student(module: nn.Module, recipe: Recipe, views: int, *arrays, mesh=None):
-    """Returns `train_student`'s program, traced; its arguments may be shapes."""
-    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-        return _train_student.trace(
-            module, recipe, views, *place(arrays, mesh, strategy="fsdp")
-        )
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _train_student(
-    module, recipe, views, images, labels, weights, soft, view_key, key, evaluation
+def trace_student(
+    module: nn.Module, recipe: Recipe, views: int, *arrays, mesh=None, strategy=""
 ):
+    """Returns `train_student`'s program, traced; its arguments may be shapes."""
+    static = module, recipe, views, strategy
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        return _train_student.trace(static, *place(arrays, mesh, strategy="fsdp"))
+
+
+@partial(jax.jit, static_argnums=0)
+def _train_student(static, images, labels, weights, soft, view_key, key, evaluation):
+    module, recipe, views, strategy = static
     batches, size = batches_per_epoch(images.shape[0], recipe.batch_size)
     tx = _optimiser(recipe)
     variables = module.init(key, data.to_float(images[:2]), train=True)
@@ -211,7 +213,8 @@ def _train_student(
 
     def segment(state, _):
         def body(state, _):
-            return step_fn(state, state.step, None)
+            state, values = step_fn(state, state.step, None)
+            return keep(state, strategy), values
 
         state, values = jax.lax.scan(
             body, state, length=recipe.steps // recipe.evaluations

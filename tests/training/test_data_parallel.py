@@ -105,7 +105,7 @@ as_bytes = data.to_uint8(images / 4)
 student = train_student(
     models.create("convnet", num_classes=4, width=16, depth=2), recipe, 2, as_bytes,
     labels, jnp.ones(256), soft, key, key, (as_bytes[None, :64], labels[None, :64]),
-    mesh=parallel.local_mesh())
+    mesh=parallel.local_mesh(), strategy=sys.argv[2])
 print(json.dumps({
     "devices": jax.device_count(), "network": curve["loss"],
     "streamed": streamed_curve["loss"],
