@@ -1,20 +1,17 @@
 """What the TPU compiler says of our largest programs, on a machine without a TPU.
 
-    python -m benchmarks.tpu [--json=benchmarks/tpu.json] [--only=sampling]
+    python -m benchmarks.tpu [--json=benchmarks/tpu.json]
 
-Needs the libtpu wheel of the installed jax (`pip install "jax[tpu]"`). For one v5e
-chip: the l1 cost of 64 x 1300 latents of 4,096 dimensions and its gradient, against the
-bytes that must move. For 256 chips (v5e:16x16): one problem of 1.28 M x 50,000 points of
-512 dimensions, value and gradient. For 8 chips (v5e:2x4): the guided sampler of the
-paper's ImageNet settings, DiT-XL/2 with its backward pass, the autoencoder's decoder and
-ConvNet-6's gradients (influence), deviation and transport, a class on every chip.
+Needs the compiler (`pip install "ot-dd[plan]"`). For one v5e chip: the l1 cost of 64 x
+1300 latents of 4,096 dimensions and its gradient, against the bytes that must move. For
+256 chips (v5e:16x16): one problem of 1.28 M x 50,000 points of 512 dimensions, value and
+gradient. The pipeline's own programs: `python -m ot_dd.plan`.
 """
 
 import argparse
 import json
 import os
 import re
-from functools import partial
 from pathlib import Path
 
 os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
@@ -26,14 +23,9 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from configs import imagenet1k
-from ot_dd import diffusion, models, ot
+from ot_dd import ot
+from ot_dd.planning.hlo import COLLECTIVES
 from ot_dd.platform import compiling_for
-from ot_dd.stages import sample
-from ot_dd.stages.artifacts import Autoencoder, Denoiser, Surrogate
-
-COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute",
-               "reduce-scatter")  # fmt: skip
 
 
 def compile_for_tpu(function, *arguments):
@@ -62,71 +54,6 @@ def facts(compiled) -> dict:
             )
         ),
     }
-
-
-def guided_sampler(topology: str = "v5e:2x4"):
-    """Compiles the paper's sampler, one class a chip, ten latents of each in turn."""
-    config = imagenet1k.get_config()
-    pod = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    chips = len(pod.devices)
-    mesh = topologies.make_mesh(pod, (chips,), ("data",))
-    same = NamedSharding(mesh, P())
-    split, split_second = (
-        NamedSharding(mesh, P(*s)) for s in (["data"], [None, "data"])
-    )
-
-    def placed(tree, sharding=same):
-        return jax.tree.map(
-            lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding), tree
-        )
-
-    def variables(module, size, channels):
-        x = jnp.zeros((1, size, size, channels))
-        row = jnp.zeros(1)
-        extra = (row, row.astype(int)) if isinstance(module, models.DiT) else ()
-        return jax.eval_shape(module.init, jax.random.key(0), x, *extra)
-
-    dit = models.create(config.denoiser.model, num_classes=1000, remat=True)
-    denoiser = Denoiser(
-        variables(dit, 32, 4)["params"], dit, config.denoiser.parametrization, 1000,
-        config.denoiser.guidance_scale, config.denoiser.cfg_channels,
-    )  # fmt: skip
-    kl = models.create("autoencoder_kl")
-    four = jnp.zeros(4)
-    autoencoder = Autoencoder(variables(kl, 256, 3), four, four, kl, (256, 256, 3), 0)
-    convnet = models.create(config.surrogate.model, num_classes=1000)
-    one = variables(convnet, 256, 3)["params"]
-    checkpoints = config.surrogate.checkpoints
-    params = jax.tree.map(
-        lambda v: jax.ShapeDtypeStruct((checkpoints, *v.shape), v.dtype), one
-    )
-    size = sum(leaf.size for leaf in jax.tree.leaves(one))
-    terms = tuple(
-        diffusion.Term(name, None, tuple(config.guidance[name].window),
-                       config.guidance[name].normalise, name == "influence")
-        for name in ("influence", "deviation", "transport")
-    )  # fmt: skip
-    static = (
-        config.sampler.name, sample.make_transport_options(config), config.ipc, 1,
-        terms, mesh,
-    )  # fmt: skip
-    m = config.guidance.transport.num_real
-    f32 = jnp.float32
-    return compile_for_tpu(
-        partial(sample._run, static),
-        placed(jax.eval_shape(lambda: sample.make_process(config))),
-        placed(jax.eval_shape(lambda: jax.random.key(0))),
-        jax.ShapeDtypeStruct((chips,), jnp.int32, sharding=split),
-        placed(denoiser),
-        placed(autoencoder),
-        placed(Surrogate(params, convnet)),
-        (
-            jax.ShapeDtypeStruct((chips, m, 4096), f32, sharding=split),
-            jax.ShapeDtypeStruct((chips, m), f32, sharding=split),
-        ),
-        jax.ShapeDtypeStruct((checkpoints, chips, size), f32, sharding=split_second),
-        tuple(jax.ShapeDtypeStruct((), f32, sharding=same) for _ in terms),
-    )
 
 
 def transport() -> dict:
@@ -170,14 +97,8 @@ def main() -> None:
     """Compiles the programs, prints and writes what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", choices=("transport", "sampling"))
     arguments = parser.parse_args()
-    found = {}
-    if arguments.only != "sampling":
-        found |= transport()
-    if arguments.only != "transport":
-        name = "DiT-XL/2 guided sampler on 8 chips, a chip (loop bodies once)"
-        found[name] = facts(guided_sampler())
+    found = transport()
     for name, row in found.items():
         print(name, row)
     if arguments.json:

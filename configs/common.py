@@ -144,8 +144,9 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.surrogate.steps, config.surrogate.epochs = 6, 3
     config.surrogate.gradient_images, config.surrogate.checkpoints = 4, 2
     config.sampler.num_steps = 4
-    for term in ("influence", "deviation", "transport"):
-        config.guidance[term].window = (2, 3)
+    for term in config.guidance.values():
+        if isinstance(term, ConfigDict):
+            term.window = (2, 3)
     config.guidance.transport.num_real = 8
     config.ipc = 2
     config.refine.steps, config.refine.real_batch = min(config.refine.steps, 3), 4

@@ -96,6 +96,44 @@ def comparison(found: dict) -> None:
             print(f"| {protocol}, `{student}` | {signs(ranks)} |")
 
 
+def plans(found: dict) -> None:
+    """Prints what `ot_dd.plan` found for each slice, and how they compare."""
+    for plan in found.values():
+        print(
+            f"**{plan['topology']}**: {plan['chips']} chips, {plan['hosts']} hosts\n\n"
+            "| program | chips | HBM a chip | TFLOP | GB | collectives | a run | runs "
+            "| hours |\n|---|---|---|---|---|---|---|---|---|"
+        )
+        for row in plan["programs"]:
+            name = f"| {row['stage']}: {row['name']} | {row['chips']} | "
+            if not row["fits"]:
+                print(f"{name}{row['used']} of {row['of']}: does not fit | | | | | | |")
+                continue
+            used = row["arguments_gb"] + row["temporaries_gb"]
+            print(
+                f"{name}{used:.1f} GB | {row['teraflops']:.3g} | {row['gigabytes']:.3g} "
+                f"| {row['collectives']:,.0f} | {row['seconds']:.3g} s "
+                f"| {row['runs']:,.0f} | {row['hours']:.2f} |"
+            )
+        print()
+    first = next(iter(found.values()))
+    print("| slice | the set, h | the study, h | chip-hours | of sampling, per chip |")
+    print("|---|---|---|---|---|")
+    sampling = {
+        name: plan["chips"] * sum(
+            row["hours"] for row in plan["programs"]
+            if row["stage"] == "sample" and row["fits"]
+        )
+        for name, plan in found.items()
+    }  # fmt: skip
+    for name, plan in found.items():
+        print(
+            f"| {name} | {plan['product_hours']:.1f} | {plan['hours']:.1f} "
+            f"| {plan['chip_hours']:,.0f} "
+            f"| {sampling[first['topology']] / sampling[name]:.1%} |"
+        )
+
+
 def signs(ranks) -> str:
     """Returns correlations as the cells of a row."""
     return " | ".join(f"{rank:+.2f}" for rank in ranks)
@@ -135,6 +173,8 @@ def main(path: Path) -> None:
         return comparison(found)
     if "cases" in found:
         return timings(found["cases"])
+    if isinstance(found, dict) and ":" in next(iter(found)):  # slices: v5e:4x4
+        return plans(found)
     if isinstance(found, list):
         kinds = [kind for kind in ("hard", "soft") if any(kind in row for row in found)]
         print(f"| trial | {' | '.join(kinds)} |\n|{'---|' * (1 + len(kinds))}")

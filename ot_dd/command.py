@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 _MISTAKES_AT_WORK = (ValueError, OSError, FloatingPointError)
-_MISTAKES = (flags.Error, AttributeError, KeyError, TypeError, ValueError)
+_MISTAKES = (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError)
 
 
 def config_flag(what: str):
@@ -35,7 +35,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parses absl's flags, for `app.run`; a wrong one is one line and exit code 2."""
     try:
         rest = flags.FLAGS(argv)
-        flags.FLAGS.config  # noqa: B018 - a file that cannot be loaded says so when asked
+        getattr(flags.FLAGS.config, "name", "")  # One that was not loaded says so.
         return rest
     except _MISTAKES as error:
         _refuse(error)
@@ -44,6 +44,15 @@ def parse_flags(argv: list[str]) -> list[str]:
 def _refuse(error):
     if os.environ.get("OT_DD_DEBUG"):
         raise error
+    missing = re.search(r"No such file or directory: '([^']*)'", str(error))
+    if missing and "config file" in str(error):
+        there = ", ".join(map(str, sorted(Path(missing[1]).parent.glob("[!_]*.py"))))
+        print(
+            f"error: --config: there is no {missing[1]}"
+            + (f"; there are {there}" if there else ""),
+            file=sys.stderr,
+        )
+        sys.exit(2)
     # A config file's own error comes wrapped in its traceback.
     text = str(error).split("ConfigError: ")[-1].split("Pass --help")[0]
     text = (
@@ -56,16 +65,21 @@ def _refuse(error):
     sys.exit(2)
 
 
-def exit_code(work: Callable[[], object]) -> int:
+def exit_code(work: Callable[[], object], *, saves: bool = True) -> int:
     """Runs `work`; a mistake is one line and 2, an interruption says how to go on.
 
     Told to end (SIGTERM, as before a preemption), training saves its state and stops.
     With OT_DD_DEBUG set in the environment an error keeps its traceback.
+
+    Args:
+      work: what to do.
+      saves: whether it heeds SIGTERM; else the signal ends it at once.
     """
     from ot_dd.metrics import TOLD_TO_END, Stopped
 
-    # Of several processes JAX takes the signal, for all to stop at one place.
-    signal.signal(signal.SIGTERM, lambda *_: TOLD_TO_END.set())
+    if saves:
+        # Of several processes JAX takes the signal, for all to stop at one place.
+        signal.signal(signal.SIGTERM, lambda *_: TOLD_TO_END.set())
     try:
         work()
         return 0
@@ -86,6 +100,10 @@ def exit_code(work: Callable[[], object]) -> int:
         said = f"told to end at {stopped}; the same command goes on from here"
         code = 128 + signal.SIGTERM
     print(said, file=sys.stderr, flush=True)
+    if code == 130:
+        # A program that still runs in a thread would crash in what Python takes down.
+        sys.stdout.flush()
+        os._exit(code)
     if code == 2 and _is_one_of_several():
         os._exit(code)  # The others may be waiting for it: they learn of it at once.
     return code

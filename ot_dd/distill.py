@@ -13,7 +13,11 @@ The stages, in their order:
     report   writes results.json and report.html
 
 Every stage keeps what it makes in the work directory; the same command again goes on
-where it stopped, and a changed field makes only what depends on it.
+where it stopped, and a changed field makes only what depends on it. Results, report and
+`distilled/` are those of the last run: copy the directory first to keep both.
+
+--config=FILE.py[:switch] is a Python file such as those in configs/ (:debug shrinks it);
+its fields are explained in configs/common.py, and --config.field=value changes one.
 """
 
 import os
@@ -50,7 +54,9 @@ _TENSORBOARD = flags.DEFINE_bool(
     "Losses also as TensorBoard's events, in <workdir>/tensorboard.",
 )
 _STAGES = flags.DEFINE_list(
-    "stages", [], "Run only these stages, on what earlier runs prepared; default all."
+    "stages",
+    [],
+    "Stop after the last of these; what is there is restored. Default all.",
 )
 
 
@@ -62,8 +68,8 @@ def run(
     Args:
       config: a locked config.
       workdir: the work directory.
-      stages: names from `vocabulary.STAGES`; empty is all. The earlier stages are restored
-        from what is there, and are an error if they are not.
+      stages: names from `vocabulary.STAGES`: the run ends after the last of them; empty
+        is all. What earlier stages made is restored, or made.
       tensorboard: whether losses go to TensorBoard's event files as well.
 
     Returns:
@@ -123,7 +129,7 @@ class _Banner:
     def __init__(self, work, stages):
         self._work, self._start = work, time.monotonic()
         if stages:
-            work.metrics.say(f"stages: {', '.join(stages)} (earlier ones are restored)")
+            work.metrics.say(f"up to {stages[-1]}; what is there is restored")
 
     def __call__(self, stage, what):
         elapsed = time.monotonic() - self._start

@@ -222,7 +222,9 @@ def data_card(about: dict, results: dict | None, soft_labels: str) -> str:
                 row = (record["set"], record["student"], record["labels"])
                 groups.setdefault(row, []).append(record["accuracy"])
         for row, values in groups.items():
-            score = f"{100 * np.mean(values):.1f} ± {100 * np.std(values):.1f}"
+            score = f"{100 * np.mean(values):.1f}"
+            if len(values) > 1:
+                score += f" ± {100 * np.std(values, ddof=1):.1f}"
             lines.append(f"| {' | '.join(row)} | {len(values)} | {score} |")
     lines += [
         "",

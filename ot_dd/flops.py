@@ -58,12 +58,7 @@ def _of_equation(equation) -> float:
         shape = equation.invars[0].aval.shape
         return 2.0 * _size(equation) * math.prod(shape[axis] for axis in contract)
     if name == "conv_general_dilated":
-        # The kernel is [out, in / groups, *window] after its dimension numbers.
-        kernel = equation.invars[1].aval.shape
-        features = kernel[params["dimension_numbers"].rhs_spec[0]]
-        # Input that is spread for a gradient is mostly zeros, which cost nothing.
-        spread = math.prod(params["lhs_dilation"])
-        return 2.0 * _size(equation) * math.prod(kernel) / features / spread
+        return _of_convolution(equation)
     if name == "scan":
         return params["length"] * _of(params["jaxpr"].jaxpr)
     if name == "cond":
@@ -76,6 +71,23 @@ def _of_equation(equation) -> float:
     if name == "while":
         return (turns(str(equation.source_info.name_stack)) or 1) * sum(inner)
     return sum(inner) if inner else float(_size(equation))
+
+
+def _of_convolution(equation) -> float:
+    """Returns the operations on numbers, not on the zeros between or around them.
+
+    Along an axis an output meets each place of the kernel, or as many as the input has,
+    whichever are fewer: a gradient spreads its input with zeros, and the gradient of a
+    gradient slides a kernel as large as an image over the few places of another.
+    """
+    numbers = equation.params["dimension_numbers"]
+    x, kernel, out = (v.aval.shape for v in (*equation.invars[:2], equation.outvars[0]))
+    total = 2.0 * kernel[numbers.rhs_spec[1]]
+    total *= math.prod(out[axis] for axis in numbers.out_spec[:2])
+    axes = zip(numbers.lhs_spec[2:], numbers.rhs_spec[2:], numbers.out_spec[2:])
+    for i, k, o in axes:
+        total *= min(out[o] * kernel[k], x[i] * kernel[k], out[o] * x[i])
+    return total
 
 
 def _inside(params):

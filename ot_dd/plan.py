@@ -71,7 +71,7 @@ def main(argv):
         if _JSON.value:
             write_json(Path(_JSON.value), found)
 
-    code = exit_code(work)
+    code = exit_code(work, saves=False)
     return code or int(not all(plan["fits"] for plan in found.values()))
 
 

@@ -31,6 +31,7 @@ def test_code_on_the_page_runs(page):
         ("docs/tuning.md", "docs/tuning_fashion_mnist.json"),
         ("docs/tuning.md", "docs/transport_fashion_mnist.json"),
         ("docs/tuning.md", "docs/refinement_fashion_mnist.json"),
+        ("docs/pods.md", "docs/results/plan_imagenet1k.json"),
         ("docs/results.md", "docs/results/table_digits.json"),
         ("docs/results.md", "docs/results/table_fashion_mnist.json"),
         ("docs/results.md", "docs/results/ladder_fashion_mnist.json"),

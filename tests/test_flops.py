@@ -66,6 +66,25 @@ def test_a_strided_convolution_costs_three_times_its_forward_pass():
         assert 1.8 * once < both < 3.4 * once, (stride, both / once)
 
 
+def test_the_gradient_of_a_gradient_costs_no_more_for_its_padding():
+    # Under `vmap` over kernels, as influence guidance takes it over checkpoints.
+    x, kernels = jnp.zeros((1, 32, 32, 8)), jnp.zeros((4, 3, 3, 8, 8))
+
+    def forward(x, kernel):
+        out = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jnp.sum(out**2)
+
+    def of_gradients(x):
+        gradients = jax.vmap(jax.grad(forward, 1), (None, 0))(x, kernels)
+        return jnp.sum(gradients**2)
+
+    once = flops(forward, x, kernels[0])
+    # Forward and one gradient, and for each of these two more, at four kernels.
+    assert 4 * 4 * once < flops(jax.grad(of_gradients), x) < 4 * 8 * once
+
+
 def test_a_gradient_costs_three_forward_passes():
     module = models.create("resnet18", num_classes=1000, stem="imagenet")
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)

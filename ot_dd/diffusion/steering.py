@@ -117,9 +117,8 @@ def sample_classes(
         nan = jnp.full((c,), jnp.nan)
         if term.name == "transport":
             return guidance.transport(moment, transport, memory_cost, potentials)
-        if term.name == "deviation":
-            return guidance.deviation(moment), potentials, nan
-        return influence(moment), potentials, nan
+        own = {"deviation": guidance.deviation, "influence": influence}
+        return own[term.name](moment), potentials, nan
 
     def guided(z, i, noise, memory, filled, memory_cost, potentials):
         if any(term.backprop for term in terms):

@@ -129,26 +129,56 @@ def _has_compiler() -> bool:
 
 
 def _compiled(program, chip, topology: str, cache: Path) -> dict:
-    """Returns the facts of one program, compiled or from the cache."""
+    """Returns the facts of one program on one chip, compiled now or earlier."""
     with compiling_for("tpu"):
         traced = program.trace()
         lowered = traced.lower()
     recipe = "\n".join((lowered.as_text(), topology, _compiler(), str(_VERSION)))
     file = cache / f"{hashlib.sha256(recipe.encode()).hexdigest()[:24]}.json"
-    if file.exists():
-        return read_json(file)
+    facts = read_json(file)
+    if facts is None:
+        facts = _compile(lowered, chip, program.chips)
+        cache.mkdir(parents=True, exist_ok=True)
+        write_json(file, facts)
+    if not facts["fits"]:
+        return facts
+    flops = traced_flops(traced) / program.chips
+    floor = flops / chip.flops
+    used = 1e9 * (facts["arguments_gb"] + facts["temporaries_gb"])
+    return facts | {
+        "hbm_share": used / chip.hbm,
+        "teraflops": flops / 1e12,
+        "peak_seconds": floor,
+        "memory_seconds": 1e9 * facts["gigabytes"] / chip.bandwidth,
+        "seconds": max(facts["compiler_seconds"], floor) + facts["collective_seconds"],
+    }
+
+
+def _compile(lowered, chip, chips: int) -> dict:
+    """Returns what the compiler says of a program, on one of its chips."""
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         sizes = _too_large(str(error))
         if sizes is None:
             raise
-        facts = {"fits": False, "used": sizes[0], "of": sizes[1]}
-    else:
-        facts = _facts(compiled, traced_flops(traced) / program.chips, chip, program)
-    cache.mkdir(parents=True, exist_ok=True)
-    write_json(file, facts)
-    return facts
+        return {"fits": False, "used": sizes[0], "of": sizes[1]}
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    cost = Program(text, chip, chips).cost()
+    transport = Program(text, chip, chips, within="transport").cost()
+    return {
+        "fits": True,
+        "arguments_gb": memory.argument_size_in_bytes / 1e9,
+        "temporaries_gb": (memory.temp_size_in_bytes + fresh) / 1e9,
+        "gigabytes": cost.bytes / 1e9,
+        "compiler_seconds": cost.seconds,
+        "collectives": cost.collectives,
+        "collective_gb": cost.collective_bytes / 1e9,
+        "collective_seconds": cost.waiting,
+        "transport_share": transport.seconds / cost.seconds if cost.seconds else 0.0,
+        "unknown_loops": cost.unknown_loops,
+    }
 
 
 def _too_large(error: str) -> tuple[str, str] | None:
@@ -171,36 +201,6 @@ def _compiler() -> str:
         return metadata.version("libtpu")
     except metadata.PackageNotFoundError:
         return ""
-
-
-def _facts(compiled, flops: float, chip, program) -> dict:
-    """Returns what the compiler says of a program, on one of its chips."""
-    memory = compiled.memory_analysis()
-    arguments = memory.argument_size_in_bytes
-    temporaries = memory.temp_size_in_bytes
-    fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    text = compiled.as_text()
-    cost = Program(text, chip, program.chips).cost()
-    transport = Program(text, chip, program.chips, within="transport").cost()
-    floor = flops / chip.flops
-    busy = max(cost.seconds, floor)
-    return {
-        "fits": True,
-        "arguments_gb": arguments / 1e9,
-        "temporaries_gb": (temporaries + fresh) / 1e9,
-        "hbm_share": (arguments + temporaries + fresh) / chip.hbm,
-        "teraflops": flops / 1e12,
-        "gigabytes": cost.bytes / 1e9,
-        "compiler_seconds": cost.seconds,
-        "peak_seconds": floor,
-        "memory_seconds": cost.bytes / chip.bandwidth,
-        "collectives": cost.collectives,
-        "collective_gb": cost.collective_bytes / 1e9,
-        "collective_seconds": cost.waiting,
-        "seconds": busy + cost.waiting,
-        "transport_share": transport.seconds / cost.seconds if cost.seconds else 0.0,
-        "unknown_loops": cost.unknown_loops,
-    }
 
 
 def print_plan(plan: dict) -> None:

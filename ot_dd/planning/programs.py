@@ -229,7 +229,7 @@ def _sampling(config, sizes, pod, made) -> Iterator[Program]:
     """Yields class gradients, guided and plain sampling, and the decoding of latents."""
     names = study.sets_of(config)
     sets = config.study.num_sets
-    guided = sum(name == "ot_dd" or name in CHANGES or name == "igd" for name in names)
+    guided = sum(name in ("ot_dd", "igd") or _is_resampled(name) for name in names)
     # D4M goes through 0.7 of the steps.
     plain = sum({"diffusion": 1.0, "minimax": 1.0, "d4m": 0.7}.get(n, 0) for n in names)
     batch = sample.class_batch(config, sizes.classes, pod.mesh)
@@ -261,6 +261,12 @@ def _sampling(config, sizes, pod, made) -> Iterator[Program]:
         "sample", "decode latents", prepare.decode, made.autoencoder, latents, pod,
         (guided + plain) * sets, 1, "autoencoder.options.slices",
     )  # fmt: skip
+
+
+def _is_resampled(name: str) -> bool:
+    """Returns whether an ablation changes more than what refinement does to a set."""
+    fields = CHANGES.get(name, {})
+    return any(not field.startswith("refine.") for field in fields)
 
 
 def _sampler(config, sizes, pod, made, terms, batch):
@@ -325,7 +331,8 @@ def _refinement(config, sizes, pod, made) -> Program:
         )
 
     names = study.sets_of(config)
-    refined = sum(name == "ot_dd" or name in CHANGES for name in names)
+    refined = sum(name in CHANGES or name == "ot_dd" for name in names)
+    refined -= "no_refine" in names
     runs = settings.steps / min(25, settings.steps)
     return Program(
         "refine", f"refine {settings.optimise}", traced,
@@ -410,7 +417,7 @@ def _parts(stage, name, fn, autoencoder, rows, pod, runs, product, advice):
 
     def traced():
         return prepare.apply_to_part.trace(
-            fn, place((autoencoder,), pod.host), place(part, pod.host, "data")
+            fn, pod.host, place((autoencoder,), pod.host), place(part, pod.host, "data")
         )
 
     calls = -(-len(rows) // (size * pod.mesh.size))

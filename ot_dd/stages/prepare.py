@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.errors import FlaxError
+from jax.sharding import PartitionSpec as P
 
 from ot_dd import data, models
 from ot_dd.config import ConfigError, fingerprint, options, to_dict
@@ -237,9 +238,15 @@ def check_shapes(config, shape: tuple[int, ...], num_classes: int) -> None:
         ) from error
 
 
-@partial(jax.jit, static_argnums=0)
-def apply_to_part(fn, inputs, batch):
-    """Returns `fn(*inputs, batch)`: the compiled program of `in_batches`."""
+@partial(jax.jit, static_argnums=(0, 1))
+def apply_to_part(fn, mesh, inputs, batch):
+    """Returns `fn(*inputs, batch)`, each device of the mesh with rows of its own."""
+    if mesh is not None:
+        split = P(mesh.axis_names[0])
+        specs = (*(P() for _ in inputs), split)
+        fn = jax.shard_map(
+            fn, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False
+        )
     return fn(*inputs, batch)
 
 
@@ -271,16 +278,19 @@ def _of_rows(fn, inputs, batch, rows):
         if short:
             part = jnp.concatenate([part, jnp.repeat(part[-1:], short, axis=0)])
         part = as_floats(place(part, mesh, "data"))
-        out.append(np.asarray(apply_to_part(fn, inputs, part))[: size - short])
+        out.append(np.asarray(apply_to_part(fn, mesh, inputs, part))[: size - short])
     return np.concatenate(out)
 
 
 def rows_at_once(fn, inputs: tuple, batch) -> int:
     """Returns how many rows `in_batches` gives a device: 32 images of 256 x 256 x 3."""
     row = jax.ShapeDtypeStruct((1, *batch.shape[1:]), jnp.float32)
-    out = jax.eval_shape(partial(apply_to_part, fn), inputs, row)
+    out = jax.eval_shape(partial(apply_to_part, fn, None), inputs, row)
     sizes = (x.size for x in jax.tree.leaves((row, out)))
-    return int(np.clip(32 * 256 * 256 * 3 // max(sizes), 1, 500))
+    return int(np.clip(_HELD_VALUES // max(sizes), 1, 500))
+
+
+_HELD_VALUES = 32 * 256 * 256 * 3  # Of the images that a device works on at once.
 
 
 def encode(autoencoder, images):
@@ -530,11 +540,24 @@ def class_gradients(loss_fn, params, classes, batches: jax.Array) -> jax.Array:
       batches: real images of each class, `[classes, size, h, w, c]`: uint8, or floats
         in `[-1, 1]`.
     """
+    # A mean over some images at a time, where all of them are more than a device holds.
+    most = max(1, _HELD_VALUES // max(1, batches[0, 0].size))
+    count = batches.shape[1]
+    size = max(n for n in range(1, count + 1) if count % n == 0 and n <= most)
 
     def of_class(pair):
-        images, label = as_floats(pair[0]), pair[1]
-        labels = jnp.full(images.shape[:1], label, jnp.int32)
-        return ravel_gradient(loss_fn, params, images, labels)
+        batch, label = pair
+        labels = jnp.full((size,), label, jnp.int32)
+
+        def of_part(images):
+            return ravel_gradient(loss_fn, params, as_floats(images), labels)
+
+        if size == count:
+            return of_part(batch)
+        parts = batch.reshape(-1, size, *batch.shape[1:])
+        first = jnp.zeros_like(jax.eval_shape(of_part, parts[0]))
+        total, _ = jax.lax.scan(lambda s, x: (s + of_part(x), None), first, parts)
+        return total / len(parts)
 
     return jax.lax.map(of_class, (batches, classes))
 

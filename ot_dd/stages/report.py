@@ -189,9 +189,10 @@ def _tiles(results: dict, rows: Sequence[Row]) -> list[Html]:
     if full is not None:
         text = f"accuracy of {results['full_data'].get('student', 'a student')} "
         text += "on all training images"
-        if outcome and full > 0:
-            kept = outcome.accuracy.mean / full
-            text += f"; the distilled set reaches {kept:.0f}% of it"
+        if results["full_data"].get("steps"):
+            text += f", after {results['full_data']['steps']:,} steps"
+        if outcome:
+            text += f"; on the distilled ones {outcome.accuracy.mean:.1f}%"
         tile(f"{100 * full:.1f}%", text)
     if method:
         tile(f"{method.ipc}", "distilled images per class")

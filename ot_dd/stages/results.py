@@ -129,14 +129,17 @@ def full_data(config, teachers: list[dict]) -> dict | None:
     """Returns the test accuracy of the student's network trained on all images.
 
     That is the teacher of the same architecture and options, under the teachers' own
-    recipe (more steps than a student gets); None when there is none.
+    recipe and steps; None when there is none.
     """
     name, own = config.student.model, options(config.student.options)
     theirs = config.teachers.options
     same = name in theirs and options(theirs[name]) == own
     for note in teachers:
         if note["name"] == name and (same or (name not in theirs and not own)):
-            return {"student": name, "accuracy": note["test_accuracy"]}
+            return {
+                "student": name, "accuracy": note["test_accuracy"],
+                "steps": config.teachers.steps,
+            }  # fmt: skip
     return None
 
 

@@ -57,7 +57,12 @@ def sample(
     )
 
     # The measure is no part of the set's recipe, and so not of its key.
-    file_key = fingerprint(key, config.guidance.transport) if measured else key
+    measure = options(config.guidance.transport)
+    if "transport" not in strengths:
+        measure = {
+            k: v for k, v in measure.items() if k not in ("strength", "normalise")
+        }
+    file_key = fingerprint(key, measure) if measured else key
 
     def make():
         workdir.metrics.say(
