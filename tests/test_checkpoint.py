@@ -5,10 +5,14 @@ import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 
 from ot_dd.checkpoint import Checkpoints, write_atomic
+from ot_dd.training import make_state, restore
 
 
 def _tree(value):
@@ -64,3 +68,22 @@ def _write_and_die(path):
         os.kill(os.getpid(), signal.SIGKILL)
 
     write_atomic(path, write)
+
+
+def test_a_finished_run_is_restored_from_shapes_alone(tmp_path):
+    def init():
+        return make_state({"w": jnp.arange(3.0)}, optax.adam(0.1))
+
+    checkpoints = Checkpoints(tmp_path)
+    trained = init().replace(step=jnp.asarray(10), params={"w": jnp.full(3, 7.0)})
+    checkpoints.save(10, {"state": trained, "curve": jnp.zeros(10)})
+    checkpoints.finish({})
+    found = restore(checkpoints, init, 10)
+    jax.tree.map(np.testing.assert_array_equal, found, trained)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(found))
+    checkpoints.close()
+    gone = Checkpoints(tmp_path / "gone")
+    gone.finish({})
+    with pytest.raises(ValueError, match="gone has no checkpoint, though its run is"):
+        restore(gone, init, 10)
+    gone.close()

@@ -328,16 +328,19 @@ def streamed(columns: tuple, size: int, seed: int):
 
 
 def train_network(
-    name, recipe_key, config, workdir, state, step_fn, data, seed, note, strategy
+    name, recipe_key, config, workdir, init, step_fn, data, seed, note, strategy
 ):  # fmt: skip
-    """Trains under `checkpoints/<name>-<key>`, or restores; returns state and note."""
+    """Trains under `checkpoints/<name>-<key>`, or restores; returns state and note.
+
+    `init` returns the fresh state; it takes time that a restored network need not.
+    """
     full_name = f"{name}-{recipe_key}"
     checkpoints = workdir.checkpoints(full_name)
     try:
         finished = checkpoints.finished()
         if finished is not None:
-            return restore(checkpoints, state, config.steps), finished
-        seed = jax.random.key(seed)
+            return restore(checkpoints, init, config.steps), finished
+        seed, state = jax.random.key(seed), init()
         operations = run_flops(step_fn, state, data, seed, config.steps)
         workdir.count_flops(full_name, operations)
         with workdir.timed(full_name):
@@ -400,8 +403,8 @@ def _classifier(config, workdir, dataset, train, name, data_key):
 
 
 def _fresh(network, config):
-    """Returns a network's state before its first step."""
-    return network.init(jax.random.key(config.seed))
+    """Returns a function that returns a network's state before its first step."""
+    return partial(network.init, jax.random.key(config.seed))
 
 
 def _autoencoder(config, workdir, dataset, train, critics, data_key):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import SingleDeviceSharding
 
 from ot_dd.checkpoint import Checkpoints
 from ot_dd.data import Stream
@@ -200,15 +201,31 @@ def trace_steps(
     return traced, length
 
 
-def restore(checkpoints: Checkpoints, state: TrainState, num_steps: int) -> TrainState:
+def restore(
+    checkpoints: Checkpoints, init: Callable[[], TrainState], num_steps: int
+) -> TrainState:
     """Returns the state that `fit` ended with, of a run that is finished.
 
     Args:
       checkpoints: where it is kept.
-      state: the fresh state, for its structure.
+      init: returns the fresh state; it is not called, but for its structure.
       num_steps: as `fit` was given.
+
+    Raises:
+      ValueError: when the checkpoint is damaged or gone.
     """
-    return _off_mesh(_restore(checkpoints, state, num_steps, "replicate")[0])
+    alone = SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=alone),
+        jax.eval_shape(init),
+    )
+    state = _restore(checkpoints, shapes, num_steps, "replicate")[0]
+    if isinstance(state.step, jax.ShapeDtypeStruct):
+        raise ValueError(
+            f"{checkpoints.directory} has no checkpoint, though its run is finished: "
+            "delete that folder, and the same command makes it again"
+        )
+    return _off_mesh(state)
 
 
 def _restore(checkpoints, state, num_steps, strategy):
