@@ -77,9 +77,20 @@ def exit_code(work: Callable[[], object], *, saves: bool = True) -> int:
     """
     from ot_dd.metrics import TOLD_TO_END, Stopped
 
+    told = signal.SIGTERM
+
+    def interrupted(*_):
+        # Raised in a callback of the garbage collector it is lost, the event is not.
+        nonlocal told
+        told = signal.SIGINT
+        TOLD_TO_END.set()
+        raise KeyboardInterrupt
+
     if saves:
         # Of several processes JAX takes the signal, for all to stop at one place.
         signal.signal(signal.SIGTERM, lambda *_: TOLD_TO_END.set())
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, interrupted)
     try:
         work()
         return 0
@@ -98,7 +109,7 @@ def exit_code(work: Callable[[], object], *, saves: bool = True) -> int:
         said, code = "\nstopped; the same command goes on from here", 130
     except Stopped as stopped:
         said = f"told to end at {stopped}; the same command goes on from here"
-        code = 128 + signal.SIGTERM
+        code = 128 + told
     print(said, file=sys.stderr, flush=True)
     if code == 130:
         # A program that still runs in a thread would crash in what Python takes down.

@@ -113,7 +113,8 @@ class WorkDir:
             rows = range(starts[i], min(starts[i] + part, shape[0]))
             with self.timed(f"{name}-{i:05d}", everyone=True):
                 write_records(paths[i], np.asarray(make(rows), dtype))
-            self.metrics.progress(name.split("-")[0], done + 1, len(own))
+            if count > 1:
+                self.metrics.progress(name.split("-")[0], done + 1, len(own))
         barrier(name)
         return read_records(paths, shape, dtype)
 

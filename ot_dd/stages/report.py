@@ -79,7 +79,11 @@ def write_report(workdir: Path, results: dict, figures: Figures) -> Path:
 
 def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
     """Prints the results table to the terminal."""
-    table = Table(title="test accuracy, mean ± std over runs", title_justify="left")
+    table = Table(
+        title="test accuracy, mean ± std over runs; differences ± their standard error; "
+        "W: transport to unseen images, lower is closer",
+        title_justify="left",
+    )
     table.add_column("set", overflow="fold")
     for name in ("hard", "vs random", "soft", "vs random", "W"):
         table.add_column(name, justify="right")

@@ -73,7 +73,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_results(whole, tmp_path)
                 _, said = process.communicate(timeout=120)
                 if interrupted:
                     assert process.returncode == 130, said
-                    assert "stopped; the same command goes on from here" in said
+                    assert said.endswith("; the same command goes on from here\n")
                 kills += 1
         finish(start(workdir))
         assert files(workdir) == files(undisturbed)
@@ -100,6 +100,42 @@ def test_told_to_end_it_saves_and_ends(tmp_path):
     last = said.splitlines()[-1]
     assert last.startswith(f"told to end at denoiser, step {step}, which is saved")
     assert "Traceback" not in said
+
+
+_LOST = """
+import gc, os, signal, sys
+from pathlib import Path
+from ot_dd.command import exit_code
+from ot_dd.distill import run
+from tests.stages import tiny
+
+workdir, sent = Path(sys.argv[1]), []
+
+def interrupt(phase, info):
+    if not sent and '"denoiser"' in (workdir / "metrics.jsonl").read_text():
+        sent.append(True)
+        os.kill(os.getpid(), signal.SIGINT)
+
+config = tiny.get_config()
+config.denoiser.steps = config.denoiser.save_every = 1_000_000
+workdir.mkdir(exist_ok=True)
+(workdir / "metrics.jsonl").touch()
+gc.callbacks.append(interrupt)
+sys.exit(exit_code(lambda: run(config, workdir, ("prepare",))))
+"""
+
+
+@pytest.mark.slow
+def test_an_interruption_that_python_swallows_still_ends_the_run(tmp_path):
+    command = ["env", "--default-signal=INT", sys.executable, "-c", _LOST, tmp_path]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert "Exception ignored" in done.stderr
+    assert done.returncode == 130, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("told to end at denoiser, step ")
+    assert last.endswith("which is saved; the same command goes on from here")
 
 
 def test_a_wrong_config_is_one_line_and_exit_code_2(tmp_path):
