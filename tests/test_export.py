@@ -108,7 +108,7 @@ def test_the_card_says_what_and_how_well(distilled, tmp_path):
     made = exporting.export(root, tmp_path / "out", "image_folder")
     card = (made / "README.md").read_text()
     assert "3 synthetic images of each of 2 classes, 4x5x1" in card
-    assert "| ot_dd | mlp | hard | 2 | 60.0 ± 10.0 |" in card
+    assert "| ot_dd | mlp | hard | 2 | 60.0 ± 14.1 |" in card
     assert "somewhere" in card and "2512.00308" in card
     assert json.loads((made / "dataset.json").read_text())["ipc"] == 3
 

@@ -18,8 +18,10 @@ pytestmark = pytest.mark.multihost
 
 
 def start(processes, devices, workdir, *flags):
+    # A shell that runs the tests in the background has them ignore Ctrl-C.
     command = [
-        "launch/local.sh", f"--processes={processes}", f"--devices={devices}",
+        "env", "--default-signal=INT", "launch/local.sh",
+        f"--processes={processes}", f"--devices={devices}",
         "--config=tests/stages/tiny.py", f"--workdir={workdir}", *flags,
     ]  # fmt: skip
     return subprocess.Popen(
@@ -124,11 +126,13 @@ def test_a_preempted_run_saves_and_ends(tmp_path):
 
 
 def test_a_directory_in_use_is_refused(tmp_path):
-    process = start(1, 0, tmp_path, "--stages=prepare")
+    process = start(
+        1, 0, tmp_path, "--stages=prepare", "--config.denoiser.steps=100_000"
+    )
     try:
         wait_for(process, tmp_path, ".lock")
         second = subprocess.run(
-            [*process.args[:1], "--processes=1", *process.args[3:]],
+            ["launch/local.sh", "--processes=1", *process.args[5:]],
             cwd=ROOT, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
     finally:
