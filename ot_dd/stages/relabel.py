@@ -1,7 +1,7 @@
 """Stage 2: soft labels from a teacher ensemble whose size follows the IPC (LIA)."""
 
 import contextlib
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -82,20 +82,20 @@ def relabel(
     name = f"labels-{image_set.name}-{image_set.seed}-{key}"
 
     mesh = mesh_for(size)
-    inputs = place(
-        (
-            jnp.asarray(images), labels, jax.random.key(seed),
-            prepared.teachers[:teachers],
-        ),
-        mesh, strategy="fsdp",
-    )  # fmt: skip
+
+    @cache
+    def placed():
+        """Not before a label is made: most runs find them all there."""
+        ensemble = prepared.teachers[:teachers]
+        inputs = jnp.asarray(images), labels, jax.random.key(seed), ensemble
+        return place(inputs, mesh, strategy="fsdp")
 
     def of_views(rows):
         static = (batches, size, len(rows), augment)
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-            traced = write_labels.trace(static, rows.start, *inputs)
+            traced = write_labels.trace(static, rows.start, *placed())
             workdir.count_flops(f"{name}-{rows.start}", traced_flops(traced))
-            return np.asarray(write_labels(static, rows.start, *inputs))
+            return np.asarray(write_labels(static, rows.start, *placed()))
 
     shape = views, batches, size, len(prepared.dataset.class_names)
     # Parts do not depend on how many processes share them: a resumed run may have more.
