@@ -380,9 +380,10 @@ def avg_pool(x: jax.Array) -> jax.Array:
 
 
 def max_pool(x: jax.Array, size: int, strides: int, padding: int = 0) -> jax.Array:
-    """Max pooling as an elementwise maximum of shifted views.
+    """Max pooling; on CPU as an elementwise maximum of shifted views.
 
-    `nn.max_pool`'s gradient is a scatter that XLA on CPU runs slowly inside loops.
+    `nn.max_pool`'s gradient is a scatter that XLA on CPU runs slowly inside loops; on
+    TPU the shifted views cost more than the convolutions around them.
 
     Args:
       x: images `[b, h, w, c]`.
@@ -394,6 +395,8 @@ def max_pool(x: jax.Array, size: int, strides: int, padding: int = 0) -> jax.Arr
       `[b, oh, ow, c]`.
     """
     p = (padding, padding)
+    if platform.backend() != "cpu":
+        return nn.max_pool(x, (size, size), (strides, strides), (p, p))
     x = jnp.pad(x, ((0, 0), p, p, (0, 0)), constant_values=-jnp.inf)
     views = _shifted(x, (size, size), strides)
     y = next(views)

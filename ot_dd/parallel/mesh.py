@@ -9,8 +9,9 @@ from jax.sharding import PartitionSpec as P
 
 STRATEGIES = ("replicate", "fsdp")
 AXIS = "data"
-# Smaller arrays are copied to every device: splitting them costs more than it saves.
-LEAST_TO_SPLIT = 2**14
+# Smaller arrays are copied to every device: to gather them in every step costs more than
+# their memory is worth.
+LEAST_TO_SPLIT = 2**20
 
 
 def data_mesh() -> jax.sharding.Mesh | None:

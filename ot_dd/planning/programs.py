@@ -360,11 +360,10 @@ def _students(config, sizes, pod, made) -> Iterator[Program]:
     numbers = jax.ShapeDtypeStruct((count,), jnp.int32)
     batches, size, views = relabel.views_of(config, count)
     mesh = pod.host if worth_dividing(size, pod.host.size) else _one(pod)
-    part = min(250, sizes.test)
-    parts = -(-sizes.test // part)
+    parts = train.part_shape(sizes.test, pod.host.size)
     evaluation = (
-        jax.ShapeDtypeStruct((parts, part, *sizes.shape), jnp.uint8),
-        jax.ShapeDtypeStruct((parts, part), jnp.int32),
+        jax.ShapeDtypeStruct((*parts, *sizes.shape), jnp.uint8),
+        jax.ShapeDtypeStruct(parts, jnp.int32),
     )
     if config.lia.mode != "online" and "soft" in config.study.labels:
         share = -(-views // pod.hosts)

@@ -1,6 +1,7 @@
 """Stage 3: students trained on a set, with hard labels or by logit matching (OTM)."""
 
 import functools
+import math
 import time
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from ot_dd import models
 from ot_dd.config import fingerprint, options
-from ot_dd.parallel import barrier, mesh_for, side_by_side
+from ot_dd.parallel import barrier, mesh_for, place, side_by_side
 from ot_dd.stages.artifacts import ImageSet, Prepared
 from ot_dd.stages.networks import augment_config
 from ot_dd.stages.relabel import SoftLabels
@@ -28,15 +29,20 @@ def recipe_of(config, labels: str, **changes) -> Recipe:
     )._replace(**changes)
 
 
-def evaluation_parts(images: np.ndarray, labels: np.ndarray, size: int = 250):
-    """Returns `(images [parts, size, h, w, c], labels [parts, size])`, padded by -1."""
-    size, images = min(size, len(images)), np.asarray(images)
-    short = -len(images) % size
-    images = np.concatenate([images, images[:short]])
+def evaluation_parts(images: np.ndarray, labels: np.ndarray):
+    """Returns `(images [parts, b, h, w, c], labels [parts, b])`, padded by labels of -1."""
+    shape = part_shape(len(images), jax.local_device_count())
+    short = math.prod(shape) - len(images)
+    images = np.concatenate([images, np.zeros((short, *images.shape[1:]), np.uint8)])
     labels = np.concatenate([labels, np.full(short, -1, labels.dtype)])
-    parts = len(images) // size
-    images = images.reshape(parts, size, *images.shape[1:])
-    return jnp.asarray(images), jnp.asarray(labels).reshape(parts, size)
+    images = images.reshape(*shape, *images.shape[1:])
+    return images, labels.reshape(shape)
+
+
+def part_shape(count: int, devices: int) -> tuple[int, int]:
+    """Returns (parts, size) of so many images; the devices divide a part."""
+    size = -(-min(256, count) // devices) * devices
+    return -(-count // size), size
 
 
 def train(
@@ -70,10 +76,12 @@ def train(
     Returns:
       One record for each student, in the order of the runs.
     """
+    mesh = mesh_for(config.student.batch_size)
 
     @functools.cache
     def made():
-        return evaluation_parts(*getattr(prepared.dataset, split))
+        parts = evaluation_parts(*getattr(prepared.dataset, split))
+        return place(parts, mesh, None, "data") if mesh else jax.device_put(parts)
 
     def evaluation():
         """Not before a student is trained: the images may be many, and still on disk."""
@@ -97,7 +105,7 @@ def train(
             pixels, labels = image_set.flat()
             target, views, view_seed = _target(prepared, soft)
             arrays = (
-                jnp.asarray(pixels), labels, _weights(image_set), target,
+                pixels, labels, _weights(image_set), target,
                 jax.random.key(view_seed),
                 jax.random.fold_in(jax.random.key(config.seed), 4000 + student_seed),
                 evaluation(),
@@ -107,7 +115,7 @@ def train(
                 recipe,
                 views,
                 *arrays,
-                mesh=mesh_for(recipe.batch_size),
+                mesh=mesh,
                 strategy=config.parallel.strategy,
             )
             scores = np.asarray(curve.accuracy, np.float64)

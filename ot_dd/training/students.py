@@ -113,7 +113,7 @@ def train_student(
       view_key: what the views are made from.
       key: the student's key: initialisation and, with hard labels, its views.
       evaluation: images uint8 `[parts, b, h, w, c]` and labels `[parts, b]`; a label of
-        -1 is padding.
+        -1 is padding. A mesh's devices divide b.
       mesh: devices that hold a part of all images each, and that every batch is divided
         among; losses, transport included, are of the whole batch.
       strategy: "replicate", or "fsdp": parameters and optimiser state are split over
@@ -125,7 +125,7 @@ def train_student(
     static = module, recipe, views, strategy
     arrays = (images, labels, weights, soft, view_key, key, evaluation)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-        return _train_student(static, *place(arrays, mesh, strategy="fsdp"))
+        return _train_student(static, *_placed(mesh, *arrays))
 
 
 def trace_student(
@@ -134,7 +134,21 @@ def trace_student(
     """Returns `train_student`'s program, traced; its arguments may be shapes."""
     static = module, recipe, views, strategy
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-        return _train_student.trace(static, *place(arrays, mesh, strategy="fsdp"))
+        return _train_student.trace(static, *_placed(mesh, *arrays))
+
+
+def _placed(mesh, images, labels, weights, soft, view_key, key, evaluation):
+    """Puts the arguments on a mesh: images by rows, labels and teachers as fsdp does."""
+    if mesh is None:
+        return images, labels, weights, soft, view_key, key, evaluation
+    rows = "data" if images.shape[0] % mesh.size == 0 else None
+    return (
+        place(images, mesh, rows),
+        *place((labels, weights), mesh),
+        place(soft, mesh, strategy="fsdp"),
+        *place((view_key, key), mesh),
+        place(evaluation, mesh, None, "data"),
+    )
 
 
 @partial(jax.jit, static_argnums=0)

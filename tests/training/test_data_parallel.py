@@ -20,6 +20,7 @@ from ot_dd.training import fit, make_state, make_step
 from ot_dd.training.students import Recipe, train_student
 from ot_dd.workdir import WorkDir
 
+parallel.mesh.LEAST_TO_SPLIT = 2**10  # Networks here are small.
 key = jax.random.key(0)
 images = jax.random.normal(key, (256, 16, 16, 3))
 labels = jnp.arange(256) % 4
@@ -49,6 +50,9 @@ state, curve = fit(
     "net", fresh(), step_fn, (images, labels), key,
     num_steps=50, checkpoints=first, metrics=work.metrics, chunk=1,
     save_every=25, strategy=sys.argv[2])
+placed = parallel.place(state.params, parallel.local_mesh(), strategy=sys.argv[2])
+is_split = [not x.is_fully_replicated for x in jax.tree.leaves(placed)]
+assert any(is_split) == (jax.device_count() > 1 and sys.argv[2] == "fsdp"), is_split
 # Restored whole from parts, or from copies.
 first.close()
 second = work.checkpoints("net")
