@@ -98,15 +98,24 @@ def set_cost(work, name: str) -> dict[str, float]:
 def correlations(rows: list[dict]) -> dict[str, dict[str, float]]:
     """Returns Spearman's correlation of each geometry figure with each accuracy.
 
+    Sets that differ in their seed alone are one observation, their mean.
+
     Args:
-      rows: `{"geometry": {...}, "accuracy": {column: value}}` of each set.
+      rows: `{"set": name, "ipc": count, "geometry": {...}, "accuracy": {column: value}}`
+        of each set.
     """
+
+    def means(part: str, name: str) -> list[float]:
+        kinds: dict = {}
+        for row in rows:
+            kinds.setdefault((row["set"], row["ipc"]), []).append(row[part][name])
+        return [float(np.mean(values)) for values in kinds.values()]
+
     found: dict = {}
     for column in rows[0]["accuracy"]:
-        reached = [row["accuracy"][column] for row in rows]
+        reached = means("accuracy", column)
         for name in rows[0]["geometry"]:
-            values = [row["geometry"][name] for row in rows]
-            rank = stats.spearmanr(values, reached).statistic
+            rank = stats.spearmanr(means("geometry", name), reached).statistic
             found.setdefault(name, {})[column] = round(float(rank), 3)
     return found
 

@@ -15,6 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from ot_dd.stages._summary import LABELS, METHOD, group_runs, paired_difference, signed
+
 
 def percent(values) -> str:
     """Returns "mean ± std" in percent, of one value the mean alone."""
@@ -182,22 +185,49 @@ def main(path: Path) -> None:
             trial = " ".join(f"`{word}`" for word in row["trial"].split())
             print(f"| {trial} | {' | '.join(trial_score(row, k) for k in kinds)} |")
         return
+    results(found)
+
+
+def results(found: dict) -> None:
+    """Prints accuracies of a run's sets, and what the full method is ahead of each."""
     variants = {
         "no_lia": "ot-dd, labels by all teachers (no LIA)",
         "no_otm": "ot-dd, no transport in the student loss (no OTM)",
         "identity_plan": "ot-dd, identity plan instead of OTM's",
     }
-    rows: dict = {}
-    for record in found["records"]:
-        cell = rows.setdefault((record["set"], record["variant"]), {})
-        cell.setdefault(record["labels"], []).append(record["accuracy"])
+    (reached,) = group_runs(found["records"]).values()
+    titles = {
+        (name, variant): variants.get(variant) or found["sets"][name]["title"]
+        for name, variant in reached
+    }
     print("| set | hard labels | soft labels | W |\n|---|---|---|---|")
-    for (name, variant), cells in rows.items():
-        title = variants.get(variant) or found["sets"][name]["title"]
-        scores = [percent(cells[k]) if k in cells else "" for k in ("hard", "soft")]
-        distance = found["sets"][name].get("transport")  # not of `ot_dd.evaluate`
+    for key, cells in reached.items():
+        scores = [
+            percent([value / 100 for value in cells[kind].values()])
+            if kind in cells
+            else ""
+            for kind in LABELS
+        ]
+        distance = found["sets"][key[0]].get("transport")  # not of `ot_dd.evaluate`
         distance = f"{distance['mean']:.1f}" if distance else ""
-        print(f"| {title} | {' | '.join(scores)} | {distance} |")
+        print(f"| {titles[key]} | {' | '.join(scores)} | {distance} |")
+    full = reached.pop((METHOD, ""), None)
+    if full is None:
+        return
+    print("\n| the full method is ahead of | hard labels | soft labels |\n|---|---|---|")
+    for key, cells in reached.items():
+        ahead = [
+            interval(paired_difference(full[kind], cells[kind])) if kind in cells else ""
+            for kind in LABELS
+        ]
+        print(f"| {titles[key]} | {' | '.join(ahead)} |")
+
+
+def interval(difference) -> str:
+    """Returns "+6.5 (+1.7 to +11.4)": points, and the 95 % interval over sets."""
+    low, high = difference.low, difference.high
+    bounds = "" if low is None else f" ({signed(low)} to {signed(high)})"
+    return signed(difference.mean) + bounds
 
 
 if __name__ == "__main__":
