@@ -214,10 +214,14 @@ def results(found: dict) -> None:
     full = reached.pop((METHOD, ""), None)
     if full is None:
         return
-    print("\n| the full method is ahead of | hard labels | soft labels |\n|---|---|---|")
+    print(
+        "\n| the full method is ahead of | hard labels | soft labels |\n|---|---|---|"
+    )
     for key, cells in reached.items():
         ahead = [
-            interval(paired_difference(full[kind], cells[kind])) if kind in cells else ""
+            interval(paired_difference(full[kind], cells[kind]))
+            if kind in cells
+            else ""
             for kind in LABELS
         ]
         print(f"| {titles[key]} | {' | '.join(ahead)} |")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ot_dd.losses import gradient_cosine_distance, transport_guidance
 
 NORMALISATIONS = ("raw", "unit", "rms")
-SPACES = ("noisy", "clean", "clean_backprop")
+SPACES = ("noisy", "clean", "clean_backprop", "features")
 
 
 class Moment(NamedTuple):
@@ -159,7 +159,7 @@ class Transport(NamedTuple):
     """Settings and data of the transport term.
 
     Attributes:
-      real: real latents of each class `[c, m, d]`.
+      real: real latents of each class `[c, m, d]`, or what `embed` makes of them.
       real_weights: their weights `[c, m]`, zero for padding; rows sum to one.
       cost_fn: ground cost, see `ot.cost_matrix`.
       epsilon: entropic regularisation, in units of `epsilon_unit`.
@@ -167,7 +167,9 @@ class Transport(NamedTuple):
       num_iters: Sinkhorn iterations a step (warm-started).
       space: `"noisy"` measures and moves `z`; `"clean"` measures the predicted clean
         latent and moves it with its noise held fixed, which moves `z` by `alpha` times
-        as much; `"clean_backprop"` goes back through the denoiser instead.
+        as much; `"clean_backprop"` goes back through the denoiser instead;
+        `"features"` is `"clean"` between features of the predicted clean latents.
+      embed: latents `[n, ...]` to features `[n, d]`, for the space `"features"`.
     """
 
     real: jax.Array
@@ -177,6 +179,14 @@ class Transport(NamedTuple):
     epsilon_unit: str = "absolute"
     num_iters: int = 20
     space: str = "clean"
+    embed: Callable[[jax.Array], jax.Array] | None = None
+
+    def points(self, latents: jax.Array) -> jax.Array:
+        """Returns the points `[c, g, d]` that latents `[c, g, ...]` are compared as."""
+        c, g = latents.shape[:2]
+        if self.space != "features":
+            return latents.reshape(c, g, -1)
+        return self.embed(latents.reshape(c * g, *latents.shape[2:])).reshape(c, g, -1)
 
 
 def transport(
@@ -205,7 +215,7 @@ def transport(
     if settings.space not in SPACES:
         raise ValueError(f"space must be one of {SPACES}, found {settings.space!r}")
     current = moment.z if settings.space == "noisy" else moment.x0
-    c, g = current.shape[:2]
+    points, pull_back = jax.vjp(settings.points, current)
 
     def of_class(points, memory_cost, real, real_weights, *init):
         gradient, result = transport_guidance(
@@ -223,14 +233,14 @@ def transport(
         return gradient, result.potentials, result.value_linear
 
     gradient, potentials, value = jax.vmap(of_class)(
-        current.reshape(c, g, -1),
+        points,
         memory_cost,
         settings.real,
         settings.real_weights,
         *potentials,
     )
-    gradient = gradient.reshape(current.shape)
-    if settings.space == "clean":
+    (gradient,) = pull_back(gradient)
+    if settings.space in ("clean", "features"):
         gradient = moment.alpha * gradient
     elif settings.space == "clean_backprop":
         gradient = moment.pull_back(gradient)

@@ -193,7 +193,7 @@ def sample_classes(
             memory = jax.lax.dynamic_update_slice_in_dim(memory, z, first, axis=1)
             if transport is not None:
                 rows = jax.vmap(ot.cost_matrix, in_axes=(0, 0, None))(
-                    z.reshape(c, group, -1), transport.real, transport.cost_fn
+                    transport.points(z), transport.real, transport.cost_fn
                 )
                 memory_cost = jax.lax.dynamic_update_slice_in_dim(
                     memory_cost, rows, first, axis=1

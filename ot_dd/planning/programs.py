@@ -282,6 +282,10 @@ def _sampler(config, sizes, pod, made, terms, batch):
     if "transport" in names:
         count = config.guidance.transport.num_real
         points = math.prod(made.latent_shape)
+        if config.guidance.transport.space == "features":
+            one = jax.ShapeDtypeStruct((1, *made.latent_shape), jnp.float32)
+            networks_ = made.surrogate, made.autoencoder
+            points = jax.eval_shape(sample.features, *networks_, one).shape[1]
         real = split(batch, count, points), split(batch, count)
     if "influence" in names:
         size = sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(made.surrogate))

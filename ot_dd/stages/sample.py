@@ -17,7 +17,12 @@ from ot_dd.flops import traced_flops
 from ot_dd.parallel import place, to_host
 from ot_dd.stages.artifacts import ImageSet, Prepared
 from ot_dd.stages.networks import surrogate_loss
-from ot_dd.stages.prepare import class_gradients, class_rows, decode_images
+from ot_dd.stages.prepare import (
+    class_gradients,
+    class_rows,
+    decode_images,
+    in_batches,
+)
 from ot_dd.stages.vocabulary import TERMS
 from ot_dd.workdir import WorkDir
 
@@ -145,13 +150,15 @@ def make_process(config) -> diffusion.Process:
     return diffusion.ddpm_process(config.sampler.num_steps)
 
 
-def real_latents(config, prepared: Prepared, seed: int, size: int):
-    """Returns `size` real latents of each class and their weights.
+def real_points(config, prepared: Prepared, seed: int, size: int):
+    """Returns `size` real points of each class and their weights.
 
-    Classes with fewer are padded with zero-weight points.
+    Points are latents, or features of the images that they decode to where
+    `guidance.transport.space` says so. Classes with fewer are padded with zero-weight
+    points.
 
     Returns:
-      `(latents [c, m, d], weights [c, m])`.
+      `(points [c, m, d], weights [c, m])`.
     """
     labels = prepared.dataset.train.labels
     rng = np.random.default_rng((config.seed, seed, 7))
@@ -161,8 +168,18 @@ def real_latents(config, prepared: Prepared, seed: int, size: int):
         weights.append((np.arange(size) < len(rows)) / len(rows))
         chosen.append(np.resize(rows, size))
     rows = np.stack(chosen)
-    points = jnp.asarray(prepared.latents[rows]).reshape(*rows.shape, -1)
-    return points, jnp.asarray(np.stack(weights), jnp.float32)
+    points = jnp.asarray(prepared.latents[rows.ravel()])
+    if config.guidance.transport.space == "features":
+        networks = prepared.surrogate, prepared.autoencoder
+        points = jnp.asarray(in_batches(features, networks, points))
+    return points.reshape(*rows.shape, -1), jnp.asarray(np.stack(weights), jnp.float32)
+
+
+def features(surrogate, autoencoder, latents: jax.Array) -> jax.Array:
+    """Returns the surrogate's features `[n, d]`, at its end, of decoded latents."""
+    params = jax.tree.map(lambda leaf: leaf[-1], surrogate.params)
+    images = autoencoder.decode(latents)
+    return surrogate.module.apply({"params": params}, images, features=True)[1]
 
 
 def generate(config, prepared: Prepared, seed: int, terms, group: int, mesh=None):
@@ -179,7 +196,7 @@ def generate(config, prepared: Prepared, seed: int, terms, group: int, mesh=None
     num_classes = len(prepared.dataset.class_names)
     real = None
     if "transport" in names:
-        real = real_latents(config, prepared, seed, config.guidance.transport.num_real)
+        real = real_points(config, prepared, seed, config.guidance.transport.num_real)
     batch = class_batch(config, num_classes, mesh)
     # Strengths are traced: every set with the same terms is one compiled program.
     strengths = tuple(jnp.float32(term.strength) for term in terms)
@@ -324,7 +341,8 @@ def _sample(
     terms = tuple(t._replace(strength=s) for t, s in zip(terms, strengths))
     transport = None
     if real is not None:
-        transport = Transport(*real, **dict(transport_options))
+        embed = partial(features, surrogate, autoencoder)
+        transport = Transport(*real, **dict(transport_options), embed=embed)
 
     def influence_term(moment):
         return influence(

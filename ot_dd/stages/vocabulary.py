@@ -19,6 +19,7 @@ CHANGES = {
     "sharp_transport": {"refine.epsilon": 0.1, "refine.tau": 1.0},
     "greedy": {"sampler.group": 1},
     "noisy_latents": {"guidance.transport.space": "noisy"},
+    "feature_guidance": {"guidance.transport.space": "features"},
     "l1_cost": {"guidance.transport.cost_fn": "l1"},
 }
 ABLATIONS = (*CHANGES, "no_lia", "no_otm", "identity_plan")
@@ -50,5 +51,6 @@ TITLES = {
     "sharp_transport": "ot-dd, refinement at epsilon 0.1 with strict marginals",
     "greedy": "ot-dd, images guided one by one instead of jointly",
     "noisy_latents": "ot-dd, transport of noisy latents, not of clean predictions",
+    "feature_guidance": "ot-dd, transport of features, not of clean predictions",
     "l1_cost": "ot-dd, l1 cost in guidance",
 }

@@ -84,31 +84,45 @@ def test_deviation_of_a_lone_first_latent_is_zero(z):
     np.testing.assert_allclose(deviation(make_moment(z[:, :1])), 0.0)
 
 
+def embed(latents):
+    """Nonlinear features `[n, 4]` of latents `[n, 6]`, and so a gradient to chain."""
+    return jnp.sin(latents @ jnp.linspace(-1.0, 1.0, 4 * D).reshape(D, 4))
+
+
 @pytest.mark.parametrize("cost_fn", ["sqeuclidean", "mean_l1"])
-@pytest.mark.parametrize("space", ["noisy", "clean_backprop"])
+@pytest.mark.parametrize("space", ["noisy", "clean_backprop", "features"])
 def test_transport(z, memory, cost_fn, space):
     real = jax.random.normal(jax.random.key(2), (C, 8, D))
     weights = jnp.full((C, 8), 1 / 8).at[1, 6:].set(0.0)
     weights = weights / weights.sum(1, keepdims=True)
-    settings = Transport(real, weights, cost_fn, 0.1, "absolute", 3000, space)
-    rows = jax.vmap(ot.cost_matrix, in_axes=(0, 0, None))(memory[0], real, cost_fn)
+    view = jax.vmap(embed) if space == "features" else jnp.asarray
+    real = view(real)
+    settings = Transport(real, weights, cost_fn, 0.1, "absolute", 3000, space, embed)
+    rows = jax.vmap(ot.cost_matrix, in_axes=(0, 0, None))(
+        settings.points(memory[0]), real, cost_fn
+    )
     potentials = jnp.zeros((C, 4 + G)), jnp.zeros((C, 8))
-    gradient, _, value = transport(make_moment(z, *memory), settings, rows, potentials)
+    moment = make_moment(z, *memory)
+    gradient, _, value = transport(moment, settings, rows, potentials)
 
-    def energy(z):
+    def energy(latents):
         """The regularised value, whose gradient at convergence the plan gives."""
-        points = z if space == "noisy" else denoise(z)
+        points = denoise(latents) if space == "clean_backprop" else latents
         total = 0.0
         for c in range(C):
-            active = jnp.concatenate([memory[0][c, :2], points[c]])
+            active = view(jnp.concatenate([memory[0][c, :2], points[c]])[None])[0]
             total += ot.solve_sample(
                 active, real[c], None, weights[c], cost_fn=cost_fn, epsilon=0.1,
                 num_iters=3000,
             ).value  # fmt: skip
         return total * 5  # per unit of mass: five active points
 
-    numeric, direction = directional(energy, z)
-    np.testing.assert_allclose(jnp.vdot(gradient, direction), numeric, rtol=1e-4)
+    at = moment.x0 if space == "features" else z
+    numeric, direction = directional(energy, at)
+    scale = moment.alpha if space == "features" else 1.0
+    np.testing.assert_allclose(
+        jnp.vdot(gradient, direction), scale * numeric, rtol=1e-4
+    )
     assert value.shape == (C,) and (value > 0).all()
 
 
