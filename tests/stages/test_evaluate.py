@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +15,7 @@ from ot_dd.config import ConfigError
 from ot_dd.stages.evaluation import evaluate, parse_sets, parse_student
 from ot_dd.stages.folders import read_image_set
 from ot_dd.stages.prepare import load_data
+from ot_dd.stages.train import evaluation_parts
 from ot_dd.training.protocols import PROTOCOLS, apply_protocol
 
 pytestmark = pytest.mark.slow
@@ -84,6 +86,19 @@ def test_options_are_numbers_switches_or_words():
 def test_folders_are_named_and_numbered():
     found = parse_sets(("m=a", "m=b", "out/x/distilled"), ("random",))
     assert [(name, seed) for name, seed, _ in found] == [("m", 0), ("m", 1), ("x", 0)]
+
+
+@pytest.mark.parametrize("devices", [1, 4, 6])
+@pytest.mark.parametrize("count", [3, 256, 1000])
+def test_evaluation_images_divide_among_devices(monkeypatch, devices, count):
+    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
+    images = np.arange(count * 4, dtype=np.uint8).reshape(count, 2, 2, 1)
+    parts, labels = evaluation_parts(images, np.arange(count, dtype=np.int32))
+    assert parts.shape[:2] == labels.shape and parts.shape[1] % devices == 0
+    kept = labels.ravel() >= 0
+    np.testing.assert_array_equal(parts.reshape(-1, 2, 2, 1)[kept], images)
+    np.testing.assert_array_equal(labels.ravel()[kept], np.arange(count))
+    assert (~kept).sum() < parts.shape[1]
 
 
 def test_other_data_is_another_record(tmp_path):
