@@ -37,6 +37,7 @@ def get_config(arg=None):
     config.refine.class_weight = 2.0
     config.refine.epsilon, config.refine.tau = 0.5, 0.2
     config.student.ce_weight, config.student.evaluations = 0.1, 2
+    config.student.ot_weight = 2.0
     config.student.steps, config.student.batch_size = 200, 50
     config.student.learning_rate, config.lia.views = 4e-3, 100
     for term in ("influence", "deviation", "transport"):

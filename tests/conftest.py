@@ -4,9 +4,13 @@ import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# The tests are mostly compilation, which LLVM's lowest level shortens by a fifth; the
-# commands that they start inherit it. `make distill` runs at the commands' own level.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# The tests are mostly compilation, which LLVM's lowest level shortens by a fifth and
+# XLA's older emitter of fusions by another third; the commands that they start inherit
+# both. `make distill` runs with the commands' own flags.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+)
 
 import jax
 import pytest
