@@ -119,9 +119,6 @@ def plans(found: dict) -> None:
                 f"| {row['runs']:,.0f} | {row['hours']:.2f} |"
             )
         print()
-    first = next(iter(found.values()))
-    print("| slice | the set, h | the study, h | chip-hours | of sampling, per chip |")
-    print("|---|---|---|---|---|")
     sampling = {
         name: plan["chips"] * sum(
             row["hours"] for row in plan["programs"]
@@ -129,11 +126,14 @@ def plans(found: dict) -> None:
         )
         for name, plan in found.items()
     }  # fmt: skip
+    print("| slice | the set, h | the study, h | chip-hours | of sampling, per chip |")
+    print("|---|---|---|---|---|")
+    first = next(iter(sampling.values()))
     for name, plan in found.items():
+        efficiency = f"{first / sampling[name]:.1%}" if sampling[name] else ""
         print(
             f"| {name} | {plan['product_hours']:.1f} | {plan['hours']:.1f} "
-            f"| {plan['chip_hours']:,.0f} "
-            f"| {sampling[first['topology']] / sampling[name]:.1%} |"
+            f"| {plan['chip_hours']:,.0f} | {efficiency} |"
         )
 
 

@@ -31,10 +31,12 @@ def test_code_on_the_page_runs(page):
         ("docs/tuning.md", "docs/tuning_fashion_mnist.json"),
         ("docs/tuning.md", "docs/transport_fashion_mnist.json"),
         ("docs/tuning.md", "docs/refinement_fashion_mnist.json"),
+        ("docs/tuning.md", "docs/otm_fashion_mnist.json"),
         ("docs/pods.md", "docs/results/plan_imagenet1k.json"),
         ("docs/results.md", "docs/results/table_digits.json"),
         ("docs/results.md", "docs/results/table_fashion_mnist.json"),
         ("docs/results.md", "docs/results/ladder_fashion_mnist.json"),
+        ("docs/results.md", "docs/results/ladder_fashion_mnist_ipc1.json"),
     ],
 )
 def test_tables_come_from_the_committed_files(page, source):
