@@ -68,6 +68,8 @@ def place(
         sharding = NamedSharding(mesh, spec)
         if isinstance(x, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(sharding, x.ndim):
+            return x
         if jax.process_count() == 1:
             return jax.device_put(x, sharding)
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
