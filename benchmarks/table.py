@@ -95,10 +95,11 @@ def set_cost(work, name: str) -> dict[str, float]:
     return {"seconds": round(total(work.seconds()), 1), "flops": total(work.flops())}
 
 
-def correlations(rows: list[dict]) -> dict[str, dict[str, float]]:
+def correlations(rows: list[dict]) -> dict[str, dict[str, float | None]]:
     """Returns Spearman's correlation of each geometry figure with each accuracy.
 
-    Sets that differ in their seed alone are one observation, their mean.
+    Sets that differ in their seed alone are one observation, their mean. There is none
+    (None) with a figure that is the same for all, such as the diversity of lone images.
 
     Args:
       rows: `{"set": name, "ipc": count, "geometry": {...}, "accuracy": {column: value}}`
@@ -115,8 +116,11 @@ def correlations(rows: list[dict]) -> dict[str, dict[str, float]]:
     for column in rows[0]["accuracy"]:
         reached = means("accuracy", column)
         for name in rows[0]["geometry"]:
-            rank = stats.spearmanr(means("geometry", name), reached).statistic
-            found.setdefault(name, {})[column] = round(float(rank), 3)
+            values = means("geometry", name)
+            rank = None
+            if np.ptp(values) and np.ptp(reached):
+                rank = round(float(stats.spearmanr(values, reached).statistic), 3)
+            found.setdefault(name, {})[column] = rank
     return found
 
 

@@ -138,8 +138,8 @@ def plans(found: dict) -> None:
 
 
 def signs(ranks) -> str:
-    """Returns correlations as the cells of a row."""
-    return " | ".join(f"{rank:+.2f}" for rank in ranks)
+    """Returns correlations as the cells of a row; empty where there is none."""
+    return " | ".join("" if rank is None else f"{rank:+.2f}" for rank in ranks)
 
 
 def gap(part: dict, name: str, column: str) -> str:

@@ -265,7 +265,7 @@ def test_the_table_has_every_set_and_prints(tmp_path):
     """`benchmarks.table` at its smallest, then Markdown from its JSON."""
     path = tmp_path / "table.json"
     names = (
-        "no_refine", "minimax", "random", "kmeans_features", "herding", "kcenter",
+        "no_refine", "feature_guidance", "minimax", "random", "kmeans_features", "herding", "kcenter",
         "el2n", "collage", "prototypes", "quantised", "d4m",
     )  # fmt: skip
     command = [
@@ -287,7 +287,7 @@ def test_the_table_has_every_set_and_prints(tmp_path):
     assert [(s["set"], s["set_seed"]) for s in part["sets"]] == wanted
     assert [(r["set"], r["set_seed"]) for r in found["table"]] == wanted
     reached = {r["set"]: r["accuracy"] for r in found["table"]}
-    for name in ("no_refine", "minimax", "d4m"):
+    for name in ("no_refine", "feature_guidance", "minimax", "d4m"):
         del reached[name]  # A diffusion model of six steps: noise.
     # Quarters of 8 x 8 digits are hardly digits: collages are for larger images.
     assert reached.pop("collage") > 0.12 and min(reached.values()) > 0.25, reached
@@ -297,3 +297,22 @@ def test_the_table_has_every_set_and_prints(tmp_path):
     ).stdout  # fmt: skip
     assert "**3 per class**" in printed and "| real images by herding |" in printed
     assert "rank correlation with dc_hard, `mlp`" in printed
+
+
+def test_correlations_are_of_kinds_of_sets_and_none_of_a_constant():
+    """Seeds of one kind are one observation; lone images have no diversity."""
+    code = (
+        "from benchmarks.table import correlations\n"
+        "rows = [{'set': name, 'ipc': 1, 'accuracy': {'a': a},"
+        " 'geometry': {'gap': gap, 'diversity': 0.0}}"
+        " for name, gap, a in [('x', 0, 5), ('x', 4, 1), ('y', 3, 2), ('z', 4, 1)]]\n"
+        "print(correlations(rows))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    assert done.stdout.strip() == str({"gap": {"a": -1.0}, "diversity": {"a": None}})
