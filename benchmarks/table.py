@@ -78,17 +78,27 @@ def describe_set(
     return found | {"label_gap": label_gap(work, prepared, image_set, teachers)}
 
 
-def set_cost(work, name: str) -> dict[str, float]:
-    """Returns the seconds and operations that a set of this name took, on average."""
+def set_cost(work, name: str, ipc: int) -> dict[str, float]:
+    """Returns the seconds and operations that a set of this name and size took, on average."""
     parts = {
         **{method: ("sample-guided", f"refine-{method}") for method in OURS},
         **{own: (f"sample-{own}",) for own in ("diffusion", "igd", "minimax")},
     }.get(name, (name,))  # fmt: skip
 
+    def size(entry):
+        path = work.path / "cache" / f"{entry}.npz"
+        if not path.exists():
+            return 0
+        with np.load(path) as made:  # The images, or which real ones.
+            return made["images" if "images" in made else "rows"].shape[1]
+
     def total(numbers):
         found = 0.0
         for part in parts:
-            own = [v for k, v in numbers.items() if k.startswith(part + "-")]
+            own = [
+                value for entry, value in numbers.items()
+                if entry.startswith(part + "-") and size(entry) == ipc
+            ]  # fmt: skip
             found += float(np.mean(own)) if own else 0.0
         return found
 
@@ -188,7 +198,7 @@ def main(_):
         every += rows
         part = {"ipc": ipc, "sets": rows, "correlations": correlations(rows)}
         part["differences"] = differences(records)
-        part["cost"] = {name: set_cost(work, name) for name in sets}
+        part["cost"] = {name: set_cost(work, name, ipc) for name in sets}
         report["geometry"].append(part)
         report["table"] += [
             {k: v for k, v in record.items() if k != "curve"} for record in records

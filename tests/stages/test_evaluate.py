@@ -265,8 +265,8 @@ def test_the_table_has_every_set_and_prints(tmp_path):
     """`benchmarks.table` at its smallest, then Markdown from its JSON."""
     path = tmp_path / "table.json"
     names = (
-        "no_refine", "feature_guidance", "minimax", "random", "kmeans_features", "herding", "kcenter",
-        "el2n", "collage", "prototypes", "quantised", "d4m",
+        "no_refine", "feature_guidance", "minimax", "random", "kmeans_features",
+        "herding", "kcenter", "el2n", "collage", "prototypes", "quantised", "d4m",
     )  # fmt: skip
     command = [
         sys.executable, "-m", "benchmarks.table", "--config=tests/stages/tiny.py",
