@@ -79,7 +79,7 @@ def describe_set(
 
 
 def set_cost(work, name: str, ipc: int) -> dict[str, float]:
-    """Returns the seconds and operations that a set of this name and size took, on average."""
+    """Returns the mean seconds and operations of sets of this name and size."""
     parts = {
         **{method: ("sample-guided", f"refine-{method}") for method in OURS},
         **{own: (f"sample-{own}",) for own in ("diffusion", "igd", "minimax")},
