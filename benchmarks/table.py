@@ -39,7 +39,9 @@ _WORKDIR = flags.DEFINE_string("workdir", "out/digits", "Where everything is kep
 _IPC = flags.DEFINE_list("ipc", ["10"], "Images per class.")
 _PROTOCOLS = flags.DEFINE_list("protocols", ["dc_hard", "edc_soft"], "Their names.")
 _STUDENTS = flags.DEFINE_list("students", [], "Networks; default the protocol's.")
-_NAMES = flags.DEFINE_list("names", [*OURS, *vocabulary.BASELINES], "Sets to compare.")
+_NAMES = flags.DEFINE_list(
+    "names", [*OURS, *vocabulary.VARIANTS, *vocabulary.BASELINES], "Sets to compare."
+)
 _SETS = flags.DEFINE_integer("sets", 3, "Sets of each kind.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Students of each set.")
 _EPOCHS = flags.DEFINE_integer("epochs", 0, "Passes instead of the protocols'.")
@@ -176,8 +178,11 @@ def main(_):
                 k: found[k] for k in ("protocol_source", "protocol_epochs", "teachers")
             }
             report["versions"] = found["versions"]
+        for record in records:  # A variant is a row of its own.
+            record["set"] = record["variant"] or record["set"]
         rows: list[dict] = []
-        sets = make_sets(config, work, prepared, _NAMES.value, _SETS.value, data_mesh())
+        made_of = [name for name in _NAMES.value if name not in vocabulary.VARIANTS]
+        sets = make_sets(config, work, prepared, made_of, _SETS.value, data_mesh())
         for name, several in sets.items():
             for seed, made in enumerate(several):
                 own = [r for r in records if (r["set"], r["set_seed"]) == (name, seed)]

@@ -17,6 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from ot_dd.stages._summary import LABELS, METHOD, group_runs, paired_difference, signed
+from ot_dd.stages.vocabulary import TITLES
 
 
 def percent(values) -> str:
@@ -59,15 +60,18 @@ def comparison(found: dict) -> None:
         titles = [f"{protocol}, `{student}`" for protocol, student in columns]
         print(f"**{ipc} per class**\n\n| set | {' | '.join(titles)} |")
         print(f"|{'---|' * (1 + len(columns))}")
-        for name, row in cells.items():
+        for name in filter(cells.get, found["titles"]):
+            row = cells[name]
             scores = [
                 percent(row[column]) + gap(part, name, " ".join(column))
+                if column in row
+                else ""
                 for column in columns
             ]
             print(f"| {found['titles'][name]} | {' | '.join(scores)} |")
         names = list(part["sets"][0]["geometry"])
         print(f"\n| set | {' | '.join(names)} |\n|{'---|' * (1 + len(names))}")
-        for name in cells:
+        for name in dict.fromkeys(s["set"] for s in part["sets"]):
             own = [s["geometry"] for s in part["sets"] if s["set"] == name]
             values = [f"{np.mean([g[k] for g in own]):.2f}" for k in names]
             print(f"| {found['titles'][name]} | {' | '.join(values)} |")
@@ -190,14 +194,9 @@ def main(path: Path) -> None:
 
 def results(found: dict) -> None:
     """Prints accuracies of a run's sets, and what the full method is ahead of each."""
-    variants = {
-        "no_lia": "ot-dd, labels by all teachers (no LIA)",
-        "no_otm": "ot-dd, no transport in the student loss (no OTM)",
-        "identity_plan": "ot-dd, identity plan instead of OTM's",
-    }
     (reached,) = group_runs(found["records"]).values()
     titles = {
-        (name, variant): variants.get(variant) or found["sets"][name]["title"]
+        (name, variant): TITLES.get(variant) or found["sets"][name]["title"]
         for name, variant in reached
     }
     print("| set | hard labels | soft labels | W |\n|---|---|---|---|")

@@ -20,6 +20,7 @@ from ot_dd.stages.prepare import load_data, prepare, prepare_teachers
 from ot_dd.stages.relabel import relabel, teachers_for
 from ot_dd.stages.results import versions
 from ot_dd.stages.sets import make_sets
+from ot_dd.stages.study import variant_of
 from ot_dd.stages.train import train
 from ot_dd.training.protocols import apply_protocol, get_protocol
 from ot_dd.validation import validate
@@ -101,7 +102,9 @@ def evaluate(
       workdir: where teachers, baselines and records are kept.
       protocol: a name of `PROTOCOLS`.
       distilled: folders of images to judge, as `parse_sets` reads.
-      baselines: sets to make: names of `vocabulary.TITLES`.
+      baselines: sets to make: names of `vocabulary.TITLES`. Those of
+        `vocabulary.VARIANTS` are the full method's sets, learned from otherwise; a
+        protocol that fixes its labels and its loss has none.
       sets: how many of each baseline.
       students: as `parse_student` reads; default the protocol's.
       seeds: students of each set.
@@ -123,6 +126,13 @@ def evaluate(
                 f"--baselines has {name!r}{nearest(name, vocabulary.TITLES)}; known are "
                 f"{', '.join(vocabulary.TITLES)}"
             )
+    variants = [name for name in baselines if name in vocabulary.VARIANTS]
+    baselines = tuple(name for name in baselines if name not in variants)
+    if variants and "ot_dd" not in baselines:
+        raise ConfigError(
+            f"--baselines has {variants[0]!r}, which is learned from the images of "
+            "ot_dd: name ot_dd as well"
+        )
     if not distilled and not baselines:
         raise ConfigError("nothing to judge: give --distilled=DIR or --baselines=NAME")
     given = parse_sets(distilled, tuple(vocabulary.TITLES))
@@ -144,17 +154,26 @@ def evaluate(
         ipcs = {made.images.shape[1] for made in image_sets}
         count = max(_teachers(config, chosen, ipc) for ipc in ipcs)
         prepared = prepare_teachers(config, work, count, loaded)
+    if variants and not chosen.ours:
+        work.metrics.say(
+            f"  {', '.join(variants)}: left out, {protocol} fixes labels and loss"
+        )
+        variants = []
     if epochs:
         work.metrics.say(f"  {epochs} passes instead of the protocol's")
     records = []
     for student in students:
         for ipc in sorted({made.images.shape[1] for made in image_sets}):
             alike = [made for made in image_sets if made.images.shape[1] == ipc]
-            records += _train(
-                config, work, prepared, alike, student, protocol=protocol,
+            learn = partial(
+                _train, config, work, prepared, student=student, protocol=protocol,
                 teachers=_teachers(config, chosen, ipc), seeds=seeds, epochs=epochs,
                 split=split,
             )  # fmt: skip
+            records += learn(alike)
+            own = [made for made in alike if made.name == "ot_dd"]
+            for variant in variants if own else ():
+                records += learn(own, variant=variant)
     titles = {
         r["set"]: {"title": vocabulary.TITLES.get(r["set"], r["set"])} for r in records
     }
@@ -214,8 +233,8 @@ def _teachers(config, protocol, ipc: int) -> int:
 
 
 def _train(
-    config, work, prepared, image_sets, student, *, protocol, teachers, seeds, epochs,
-    split,
+    config, work, prepared, image_sets, *, student, protocol, teachers, seeds, epochs,
+    split, variant="",
 ):  # fmt: skip
     """Returns the records of the students of sets of one size."""
     classes, ipc = image_sets[0].images.shape[:2]
@@ -226,13 +245,15 @@ def _train(
         apply_protocol(settings, protocol, ipc=ipc, classes=classes, epochs=epochs)
     settings.lia.views = 0  # A view of its own for every pass.
     soft = [None] * len(image_sets)
+    teachers, changes = variant_of(config, variant, teachers)
     if teachers:
         write = partial(relabel, settings, work, prepared, teachers=teachers)
         with side_by_side(work.metrics.stop) as submit:
             soft = [job.result() for job in [submit(write, s) for s in image_sets]]
     records = train(
         settings, work, prepared, list(zip(image_sets, soft)), students=seeds,
-        split=split, progress=f"{protocol}, {student}, {ipc} per class",
+        split=split, variant=variant, **changes,
+        progress=f"{protocol}, {student}, {ipc} per class {variant}".rstrip(),
     )  # fmt: skip
     for number, record in enumerate(records):
         number //= seeds

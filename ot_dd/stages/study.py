@@ -103,17 +103,28 @@ def students_of(config, teachers: int) -> list[tuple[str, str, str, int, dict]]:
     names = sets_of(config)
     kinds = [(name, "hard", "", 0, {}) for name in names]
     kinds += [(name, "soft", "", teachers, {}) for name in names]
-    variants = {
+    kinds += [
+        ("ot_dd", "soft", name, *variant_of(config, name, teachers))
+        for name in config.study.ablations
+        if name in vocabulary.VARIANTS
+    ]
+    return [kind for kind in kinds if kind[1] in config.study.labels]
+
+
+def variant_of(config, name: str, teachers: int) -> tuple[int, dict]:
+    """Returns the ensemble's size and the changed fields of the recipe of a variant.
+
+    Args:
+      config: the whole config.
+      name: one of `vocabulary.VARIANTS`, or "" for the full method itself.
+      teachers: size of the label ensemble of the full method.
+    """
+    return {
+        "": (teachers, {}),
         "no_lia": (no_lia_teachers(config, teachers), {}),
         "no_otm": (teachers, {"ot_weight": 0.0}),
         "identity_plan": (teachers, {"plan": "identity"}),
-    }
-    kinds += [
-        ("ot_dd", "soft", variant, *variants[variant])
-        for variant in config.study.ablations
-        if variant in variants
-    ]
-    return [kind for kind in kinds if kind[1] in config.study.labels]
+    }[name]
 
 
 def no_lia_teachers(config, teachers: int) -> int:

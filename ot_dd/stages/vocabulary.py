@@ -22,7 +22,9 @@ CHANGES = {
     "feature_guidance": {"guidance.transport.space": "features"},
     "l1_cost": {"guidance.transport.cost_fn": "l1"},
 }
-ABLATIONS = (*CHANGES, "no_lia", "no_otm", "identity_plan")
+# Ablations of labels and loss: the full method's images, learned from otherwise.
+VARIANTS = ("no_lia", "no_otm", "identity_plan")
+ABLATIONS = (*CHANGES, *VARIANTS)
 
 # The share of the schedule that D4M noises its prototypes to: the authors' 0.7.
 D4M_STRENGTH = 0.7
@@ -53,4 +55,7 @@ TITLES = {
     "noisy_latents": "ot-dd, transport of noisy latents, not of clean predictions",
     "feature_guidance": "ot-dd, transport of features, not of clean predictions",
     "l1_cost": "ot-dd, l1 cost in guidance",
+    "no_lia": "ot-dd, labels by all teachers (no LIA)",
+    "no_otm": "ot-dd, no transport in the student loss (no OTM)",
+    "identity_plan": "ot-dd, identity plan instead of OTM's",
 }

@@ -36,6 +36,15 @@ class Protocol(NamedTuple):
     teachers: int
     source: str
 
+    @property
+    def ours(self) -> bool:
+        """Whether labels and loss are the config's: its LIA and its OTM."""
+        return (
+            self.labels == "soft"
+            and not self.teachers
+            and "ot_weight" not in self.student
+        )
+
     def epochs_for(self, ipc: int) -> int:
         """Returns the passes over a set with `ipc` images per class."""
         fitting = [epochs for most, epochs in self.epochs if ipc <= most]

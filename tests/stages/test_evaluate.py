@@ -1,5 +1,6 @@
 """`python -m ot_dd.evaluate`: anybody's folders and the baselines under one protocol."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from PIL import Image
 
 from configs import digits
 from ot_dd.config import ConfigError
+from ot_dd.stages import vocabulary
 from ot_dd.stages.evaluation import evaluate, parse_sets, parse_student
 from ot_dd.stages.folders import read_image_set
 from ot_dd.stages.prepare import load_data
@@ -297,6 +299,28 @@ def test_the_table_has_every_set_and_prints(tmp_path):
     ).stdout  # fmt: skip
     assert "**3 per class**" in printed and "| real images by herding |" in printed
     assert "rank correlation with dc_hard, `mlp`" in printed
+
+
+def test_variants_are_the_method_learned_otherwise(tmp_path):
+    """Its images, under a protocol that takes the config's LIA and OTM; none under KL."""
+    made = config()
+    made.teachers.models = ("mlp", "convnet")
+    made.teachers.options = {"mlp": {}, "convnet": dict(width=16, depth=2)}
+    made.guidance.terms, made.refine.steps = (), 0
+    made.student.ot_weight = 2.0
+    run = functools.partial(
+        evaluate, made, tmp_path, baselines=("ot_dd", *vocabulary.VARIANTS),
+        students=("mlp",), seeds=1, sets=1, epochs=20,
+    )  # fmt: skip
+    found = run(protocol="edc_soft")["records"]
+    assert [(r["set"], r["variant"]) for r in found] == [
+        ("ot_dd", name) for name in ("", *vocabulary.VARIANTS)
+    ]
+    assert len({tuple(r["curve"]) for r in found}) > 2, found
+    assert len({r["logit_transport"] for r in found}) == 4, found
+    assert [r["variant"] for r in run(protocol="rded_soft")["records"]] == [""]
+    with pytest.raises(ConfigError, match="name ot_dd as well"):
+        run(protocol="edc_soft", baselines=("no_otm", "random"))
 
 
 def test_correlations_are_of_kinds_of_sets_and_none_of_a_constant():
