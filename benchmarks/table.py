@@ -57,9 +57,10 @@ def real_features(prepared) -> list[np.ndarray]:
 
 def describe_set(
     work, prepared, image_set, real: list[np.ndarray], teachers: int
-) -> dict[str, float]:
-    """Returns the geometry of a set in the first teacher's features, mean of classes.
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Returns the geometry of a set in the first teacher's features.
 
+    Once as means over classes, with figures of the whole set, and once class by class.
     `transport` and `label_gap` estimate what the stages of the method are to lower: the
     distance of images, and of labels; `logit_gap`, beside them in the table, is that of
     a student's logits to its labels.
@@ -71,13 +72,17 @@ def describe_set(
         features = in_batches(class_features, (prepared.teachers[0],), images)
         own = features.reshape(*shape, -1)
         classes = [geometry.describe_class(r, s) for r, s in zip(real, own)]
-        means = {k: float(np.mean([c[k] for c in classes])) for k in classes[0]}
         frechet = geometry.frechet_distance(np.concatenate(real), features)
-        return means | {"frechet": frechet}
+        by_class = {k: [round(c[k], 4) for c in classes] for k in classes[0]}
+        return {"by_class": by_class, "frechet": frechet}
 
     key = fingerprint(image_set.key, prepared.key)
-    found = work.json(f"geometry-{image_set.name}-{image_set.seed}-{key}", make)
-    return found | {"label_gap": label_gap(work, prepared, image_set, teachers)}
+    name = f"class-geometry-{image_set.name}-{image_set.seed}-{key}"
+    found = work.json(name, make)
+    means = {k: float(np.mean(values)) for k, values in found["by_class"].items()}
+    means["frechet"] = found["frechet"]
+    means["label_gap"] = label_gap(work, prepared, image_set, teachers)
+    return means, found["by_class"]
 
 
 def set_cost(work, name: str, ipc: int) -> dict[str, float]:
@@ -190,7 +195,7 @@ def main(_):
                 for r in own:
                     column = f"{r['protocol']} {r['student']}"
                     reached.setdefault(column, []).append(r["accuracy"])
-                described = describe_set(work, prepared, made, real, teachers)
+                described, by_class = describe_set(work, prepared, made, real, teachers)
                 gaps = [r["logit_transport"] for r in own if r["labels"] == "soft"]
                 if gaps:
                     described["logit_gap"] = float(np.mean(gaps))
@@ -198,6 +203,7 @@ def main(_):
                     {
                         "set": name, "set_seed": seed, "ipc": ipc, "geometry": described,
                         "accuracy": {k: float(np.mean(v)) for k, v in reached.items()},
+                        "by_class": by_class,
                     }
                 )  # fmt: skip
         every += rows
@@ -211,6 +217,7 @@ def main(_):
         report |= {
             "correlations_of_all": correlations(every),
             "epochs_changed_to": _EPOCHS.value or None,
+            "classes": list(prepared.dataset.class_names),
             "titles": {name: vocabulary.TITLES[name] for name in _NAMES.value},
         }
         if _JSON.value:  # What there is so far: the next size may take hours.

@@ -80,11 +80,13 @@ def comparison(found: dict) -> None:
             print(
                 f"| *rank correlation with {protocol}, `{student}`* | {signs(ranks)} |"
             )
+        by_class(found, part)
         print("\n| set | seconds | GFLOP |\n|---|---|---|")
         for name, cost in part["cost"].items():
             operations = f"{cost['flops'] / 1e9:,.0f}" if cost["flops"] else ""
             print(f"| {found['titles'][name]} | {cost['seconds']} | {operations} |")
-        print("\n| student | GFLOP | seconds |\n|---|---|---|")
+        print("\n| student | GFLOP | seconds | MB of images | MB of soft labels |")
+        print("|---|---|---|---|---|")
         for protocol, student in columns:
             own = [
                 r for r in found["table"]
@@ -92,7 +94,11 @@ def comparison(found: dict) -> None:
             ]  # fmt: skip
             seconds = np.mean([r["seconds"] for r in own])
             operations = f"{own[0]['flops'] / 1e9:,.0f}"
-            print(f"| {protocol}, `{student}` | {operations} | {seconds:.0f} |")
+            sizes = [own[0][k] / 1e6 for k in ("image_bytes", "soft_label_bytes")]
+            stored = " | ".join(f"{size:.2g}" if size else "" for size in sizes)
+            print(
+                f"| {protocol}, `{student}` | {operations} | {seconds:.0f} | {stored} |"
+            )
         print()
     if len(found["geometry"]) > 1:
         ranks_of = found["correlations_of_all"]
@@ -101,6 +107,30 @@ def comparison(found: dict) -> None:
         for protocol, student in columns:
             ranks = [ranks_of[k][f"{protocol} {student}"] for k in ranks_of]
             print(f"| {protocol}, `{student}` | {signs(ranks)} |")
+
+
+# What the table of classes compares, and by which figures.
+_CLASS_SETS = ("ot_dd", "diffusion", "random")
+_CLASS_FIGURES = ("coverage", "recall", "diversity", "transport")
+
+
+def by_class(found: dict, part: dict) -> None:
+    """Prints the geometry of every class: the full method's, plain samples', real images'."""
+    means: dict = {}
+    for one in part["sets"]:
+        means.setdefault(one["set"], []).append(one.get("by_class"))
+    shown = [name for name in _CLASS_SETS if means.get(name, [None])[0]]
+    if not shown:
+        return
+    titles = " / ".join(found["titles"][name] for name in shown)
+    print(f"\n| {titles} | {' | '.join(_CLASS_FIGURES)} |")
+    print(f"|{'---|' * (1 + len(_CLASS_FIGURES))}")
+    for c, title in enumerate(found["classes"]):
+        cells = [
+            " / ".join(f"{np.mean([g[k][c] for g in means[n]]):.2f}" for n in shown)
+            for k in _CLASS_FIGURES
+        ]
+        print(f"| {title} | {' | '.join(cells)} |")
 
 
 def plans(found: dict) -> None:

@@ -50,6 +50,23 @@ def test_tables_come_from_the_committed_files(page, source):
     assert printed.stdout.strip() in (ROOT / page).read_text()
 
 
+def test_charts_come_from_the_committed_files(tmp_path):
+    """Drawn anew they say the same words and have as many marks."""
+    code = "import sys, pathlib, charts; charts.main(pathlib.Path(sys.argv[1]))"
+    subprocess.run(
+        [sys.executable, "-c", code, tmp_path], check=True, cwd=ROOT / "docs",
+    )  # fmt: skip
+    drawn = sorted(tmp_path.glob("*.svg"))
+    assert drawn
+    pages = "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    for chart in drawn:
+        committed = (ROOT / "docs" / chart.name).read_text()
+        for pattern in (r"<text[^>]*>([^<]*)<", r"<use "):
+            found = [re.findall(pattern, t) for t in (chart.read_text(), committed)]
+            assert found[0] == found[1] and found[0]
+        assert f"]({chart.name})" in pages
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     built = subprocess.run(

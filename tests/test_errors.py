@@ -56,6 +56,8 @@ FIELDS = [
     ({"guidance.transport.cost_fn": "l2"}, "must be one of sqeuclidean, l1"),
     ({"guidance.transport.epsilon": 0.0}, "config.guidance.transport.epsilon is 0.0"),
     ({"guidance.transport.epsilon_unit": "mean"}, "did you mean 'mean_cost'"),
+    ({"guidance.deviation.strength": -1.0}, "config.guidance.deviation.strength is -1.0"),
+    ({"student.ot_weight": -0.1}, "config.student.ot_weight is -0.1: must be at least 0"),
     ({"guidance.transport.space": "latent"}, "config.guidance.transport.space"),
     ({"guidance.deviation.normalise": "l2"}, "config.guidance.deviation.normalise"),
     ({"guidance.transport.num_real": 0}, "config.guidance.transport.num_real"),
@@ -136,6 +138,12 @@ def no_classes(root):
         (root / name).rmdir()
 
 
+def one_level_too_high(root):
+    (root / "set").mkdir()
+    for name in ("cat", "dog"):
+        (root / name).rename(root / "set" / name)
+
+
 def not_an_image(root):
     (root / "cat" / "3.png").write_bytes(b"GIF8 nothing")
 
@@ -158,6 +166,7 @@ def deep_image(root):
     [
         (empty_class, "cat has no image"),
         (no_classes, "has no class folders"),
+        (one_level_too_high, "images/set?"),
         (not_an_image, "cannot decode image"),
         (cut_image, "2.png"),
         (other_size, "set data.image_size"),

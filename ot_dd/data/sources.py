@@ -515,6 +515,11 @@ def _read_class_folders(root: Path) -> tuple[tuple[str, ...], _Pool]:
         raise ValueError(
             f"{root} has no class folders; image_folder wants {root}/<class>/*.png"
         )
+    if len(folders) == 1 and _subfolders(folders[0]):
+        raise ValueError(
+            f"{root} has one folder, {folders[0].name}, which has folders in its turn; "
+            f"did you mean image_folder:{folders[0]}?"
+        )
     images, labels = [], []
     for label, folder in enumerate(folders):
         files = sorted(

@@ -1,0 +1,123 @@
+"""Draws the charts of the pages from the JSON of trials and tables.
+
+python docs/charts.py
+"""
+
+import ast
+import json
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # a script sees its own directory only
+    sys.path.insert(0, str(ROOT))
+
+LOOK = {
+    "svg.hashsalt": "ot-dd", "svg.fonttype": "none", "font.size": 9,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.alpha": 0.3, "legend.frameon": False,
+}  # fmt: skip
+
+
+def fields(trial: str) -> dict:
+    """Returns the changed fields of a trial of `benchmarks.tune`."""
+    found = {}
+    for change in trial.split()[1:]:
+        field, value = change.split("=", 1)
+        try:
+            found[field] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[field] = value
+    return found
+
+
+def transport(trials: list[dict]) -> plt.Figure:
+    """Draws accuracy against epsilon, by marginals, real images of a step, and IPC."""
+    rows = [(fields(row["trial"]), row["hard"]) for row in trials if "hard" in row]
+    rows = [
+        r for r in rows if "refine.pool" in r[0] and "refine.epsilon_end" not in r[0]
+    ]
+    sizes = sorted({changes.get("ipc", 10) for changes, _ in rows})
+    figure, axes = plt.subplots(
+        1, len(sizes), figsize=(4.4 * len(sizes), 3.6), layout="constrained"
+    )
+    for axis, ipc in zip(axes, sizes, strict=True):
+        curves: dict = {}
+        axis.plot([], [], color="0.5", linestyle=":", label="class means")
+        for changes, reached in rows:
+            if changes.get("ipc", 10) != ipc:
+                continue
+            mean, spread = 100 * reached["mean"], 100 * reached["std"]
+            if changes.get("refine.divergence") == "mean":
+                axis.axhline(mean, color="0.5", linestyle=":", zorder=1)
+                continue
+            key = changes["refine.tau"], changes["refine.real_batch"]
+            curves.setdefault(key, []).append((changes["refine.epsilon"], mean, spread))
+        for (tau, batch), points in sorted(curves.items(), reverse=True):
+            x, y, spread = np.array(sorted(points)).T
+            axis.errorbar(
+                x, y, spread, capsize=2, linewidth=1.2, markersize=5,
+                color={1.0: "tab:blue", 0.5: "tab:orange"}.get(tau, "tab:green"),
+                marker={64: "o", 512: "s"}.get(batch, "^"),
+                label=f"τ {tau:g}, {batch:,} real images",
+            )  # fmt: skip
+        shown = sorted({x for points in curves.values() for x, _, _ in points})
+        axis.set(xscale="log", xlabel="epsilon (mean costs)", title=f"{ipc} per class")
+        axis.set_xticks(shown, [f"{x:g}" for x in shown])
+        axis.minorticks_off()
+        axis.legend(fontsize=7, loc="lower right")
+    axes[0].set_ylabel("validation accuracy, %")
+    return figure
+
+
+def compute(found: dict) -> plt.Figure:
+    """Draws what the students of every set reach against the seconds that made it."""
+    from ot_dd.stages.vocabulary import CHANGES, TITLES
+
+    figure, axis = plt.subplots(figsize=(9, 4.2), layout="constrained")
+    costs = found["geometry"][0]["cost"]
+    scores = {
+        name: [100 * r["accuracy"] for r in found["table"] if r["set"] == name]
+        for name in costs
+    }
+    ranked = sorted(costs, key=lambda name: -np.mean(scores[name]))
+    for place, name in enumerate(ranked, 1):
+        ours = name == "ot_dd" or name in CHANGES
+        x, y = max(costs[name]["seconds"], 0.1), np.mean(scores[name])
+        ink = "tab:red" if name == "ot_dd" else "tab:orange" if ours else "tab:blue"
+        axis.errorbar(
+            x, y, np.std(scores[name], ddof=1), marker="o", markersize=11, color=ink,
+            capsize=2, linewidth=1, alpha=0.75, label=f"{place}  {TITLES[name]}",
+        )  # fmt: skip
+        axis.annotate(
+            str(place), (x, y), color="white", fontsize=7, ha="center", va="center"
+        )
+    axis.set(
+        xscale="log", xlabel="seconds to make a set, after the networks",
+        ylabel="test accuracy, %",
+    )  # fmt: skip
+    figure.legend(loc="outside right upper", fontsize=7)
+    return figure
+
+
+CHARTS = {
+    "transport.svg": (transport, "docs/transport_fashion_mnist.json"),
+    "compute.svg": (compute, "docs/results/table_fashion_mnist.json"),
+}
+
+
+def main(directory: Path = ROOT / "docs") -> None:
+    """Writes every chart into a directory."""
+    plt.switch_backend("svg")
+    with plt.rc_context(LOOK):
+        for name, (draw, source) in CHARTS.items():
+            figure = draw(json.loads((ROOT / source).read_text()))
+            figure.savefig(directory / name, metadata={"Date": None})
+            plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
