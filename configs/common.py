@@ -90,6 +90,8 @@ def base(name: str) -> ConfigDict:
     )  # fmt: skip
     config.refine = ConfigDict(
         dict(
+            # start: what is refined, "sampled" or a baseline's set (`random`, `kmeans`).
+            start="sampled",
             optimise="latents", rank=0, steps=200, learning_rate=0.05, clip=0.0,
             features=("fresh:convnet",), width=48, depth=3, divergence="sinkhorn",
             cost_fn="sqeuclidean", epsilon=10.0, num_iters=20, real_batch=64,

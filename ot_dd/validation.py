@@ -23,6 +23,7 @@ _CHOICES = {
     "guidance.transport.space": diffusion.SPACES,
     **{f"{term}.normalise": diffusion.NORMALISATIONS for term in _GUIDANCE},
     "refine.optimise": vocabulary.REFINE_TARGETS,
+    "refine.start": vocabulary.STARTS,
     "refine.divergence": vocabulary.DIVERGENCES,
     "refine.cost_fn": COST_NAMES,
     "parallel.strategy": STRATEGIES,
@@ -184,6 +185,9 @@ def _check_refine(config):
     decoder = config.autoencoder.model != "identity" or settings.optimise != "decoder"
     want = "autoencoder.model 'identity' has no decoder: use 'latents' or 'pixels'"
     _need(decoder, "refine.optimise", settings.optimise, want)
+    sampled = settings.start == "sampled" or settings.optimise != "denoiser"
+    want = "'denoiser' moves what it sampled: leave refine.start at 'sampled'"
+    _need(sampled, "refine.optimise", settings.optimise, want)
 
 
 def _check_labels(config):

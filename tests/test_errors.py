@@ -58,6 +58,8 @@ FIELDS = [
     ({"guidance.transport.epsilon_unit": "mean"}, "did you mean 'mean_cost'"),
     ({"guidance.deviation.strength": -1.0}, "config.guidance.deviation.strength is -1.0"),
     ({"student.ot_weight": -0.1}, "config.student.ot_weight is -0.1: must be at least 0"),
+    ({"refine.start": "kmean"}, "did you mean 'kmeans'"),
+    ({"refine.start": "random", "refine.optimise": "denoiser"}, "leave refine.start"),
     ({"guidance.transport.space": "latent"}, "config.guidance.transport.space"),
     ({"guidance.deviation.normalise": "l2"}, "config.guidance.deviation.normalise"),
     ({"guidance.transport.num_real": 0}, "config.guidance.transport.num_real"),

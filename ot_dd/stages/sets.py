@@ -31,10 +31,13 @@ def distil(
     name="ot_dd",
 ) -> ImageSet:
     """Returns the full method's set: guided sampling, then refinement."""
-    start = sample(
-        config, workdir, prepared, name="guided", seed=seed,
-        terms=config.guidance.terms, mesh=mesh,
-    )  # fmt: skip
+    if config.refine.start == "sampled":
+        start = sample(
+            config, workdir, prepared, name="guided", seed=seed,
+            terms=config.guidance.terms, mesh=mesh,
+        )  # fmt: skip
+    else:
+        start = make_set(config, workdir, prepared, config.refine.start, seed, mesh)
     if not refined:
         return start
     return refine(config, workdir, prepared, start, name=name)

@@ -9,6 +9,8 @@ BASELINES = (
     "random", "random_decoded", "kmeans", "kmeans_features", "herding", "kcenter",
     "el2n", "collage", "prototypes", "quantised", "d4m", "diffusion", "minimax", "igd",
 )  # fmt: skip
+# What refinement may start from: anything that has latents.
+STARTS = ("sampled", *(name for name in BASELINES if name != "collage"))
 
 # Ablations of the images: the full method with these fields changed.
 CHANGES = {
@@ -21,6 +23,7 @@ CHANGES = {
     "noisy_latents": {"guidance.transport.space": "noisy"},
     "feature_guidance": {"guidance.transport.space": "features"},
     "l1_cost": {"guidance.transport.cost_fn": "l1"},
+    "real_start": {"refine.start": "kmeans_features"},
 }
 # Ablations of labels and loss: the full method's images, learned from otherwise.
 VARIANTS = ("no_lia", "no_otm", "identity_plan")
@@ -55,6 +58,7 @@ TITLES = {
     "noisy_latents": "ot-dd, transport of noisy latents, not of clean predictions",
     "feature_guidance": "ot-dd, transport of features, not of clean predictions",
     "l1_cost": "ot-dd, l1 cost in guidance",
+    "real_start": "ot-dd, refinement of real images (k-means of features), not of samples",
     "no_lia": "ot-dd, labels by all teachers (no LIA)",
     "no_otm": "ot-dd, no transport in the student loss (no OTM)",
     "identity_plan": "ot-dd, identity plan instead of OTM's",

@@ -18,6 +18,7 @@ from ot_dd.stages.refine import (
     refine,
 )
 from ot_dd.stages.sample import sample
+from ot_dd.stages.sets import distil, make_set
 from ot_dd.workdir import WorkDir
 
 pytestmark = pytest.mark.slow
@@ -77,6 +78,19 @@ def test_each_target_changes_the_images(ready, changes, moves_latents):
     assert (end.images != start.images).mean() > 0.02
     assert np.isfinite(end.latents).all()
     assert (np.abs(end.latents - start.latents).max() > 1e-4) == moves_latents
+
+
+def test_real_images_may_be_the_start(ready):
+    work, prepared = ready
+    made = config()
+    made.refine.start = "random"
+    real = make_set(made, work, prepared, "random", seed=1)
+    end = distil(made, work, prepared, seed=1)
+    moved = np.abs(end.latents - real.latents)
+    rate = made.refine.learning_rate
+    assert 1e-4 < moved.max() <= made.refine.steps * rate * 1.01  # Adam's largest steps
+    made.refine.steps = 0
+    assert (distil(made, work, prepared, seed=1).images == real.images).all()
 
 
 def test_no_steps_leave_the_set_as_it_is(ready):
