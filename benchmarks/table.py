@@ -25,7 +25,6 @@ from ot_dd.checkpoint import write_json
 from ot_dd.config import fingerprint
 from ot_dd.parallel import data_mesh
 from ot_dd.stages import vocabulary
-from ot_dd.stages._summary import paired_difference
 from ot_dd.stages.evaluation import evaluate
 from ot_dd.stages.prepare import in_batches, prepare
 from ot_dd.stages.relabel import teachers_for
@@ -141,25 +140,6 @@ def correlations(rows: list[dict]) -> dict[str, dict[str, float | None]]:
     return found
 
 
-def differences(records: list[dict]) -> dict[str, dict[str, dict]]:
-    """Returns how far each set is from the full method, in points, paired by seeds."""
-    columns: dict = {}
-    for r in records:
-        runs = columns.setdefault(f"{r['protocol']} {r['student']}", {})
-        seeds = (r["set_seed"], r["student_seed"])
-        runs.setdefault(r["set"], {})[seeds] = 100 * r["accuracy"]
-    found: dict = {}
-    for column, runs in columns.items():
-        for name in runs:
-            if name == "ot_dd" or "ot_dd" not in runs:
-                continue
-            difference = paired_difference(runs[name], runs["ot_dd"])
-            found.setdefault(name, {})[column] = {
-                "mean": difference.mean, "low": difference.low, "high": difference.high,
-            }  # fmt: skip
-    return found
-
-
 def main(_):
     """Runs every protocol, then writes records, geometry and correlations."""
     logging.set_verbosity(logging.WARNING)
@@ -208,7 +188,6 @@ def main(_):
                 )  # fmt: skip
         every += rows
         part = {"ipc": ipc, "sets": rows, "correlations": correlations(rows)}
-        part["differences"] = differences(records)
         part["cost"] = {name: set_cost(work, name, ipc) for name in sets}
         report["geometry"].append(part)
         report["table"] += [

@@ -16,15 +16,28 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from ot_dd.stages._summary import LABELS, METHOD, group_runs, paired_difference, signed
+from ot_dd.stages._summary import (
+    LABELS,
+    METHOD,
+    difference,
+    group_runs,
+    share_seeds,
+    signed,
+    spread,
+)
 from ot_dd.stages.vocabulary import TITLES
 
 
-def percent(values) -> str:
-    """Returns "mean ± std" in percent, of one value the mean alone."""
-    values = 100 * np.asarray(values)
-    spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{values.mean():.1f}{spread}"
+def percent(runs: dict) -> str:
+    """Returns "mean ± between / within": deviations of sets, and of students of a set.
+
+    A dash stands for what a single set or a single student cannot tell.
+    """
+    found = spread(runs)
+    if found.std is None:
+        return f"{found.mean:.1f}"
+    apart = ("–" if v is None else f"{v:.1f}" for v in (found.between, found.within))
+    return f"{found.mean:.1f} ± {' / '.join(apart)}"
 
 
 def trial_score(row: dict, kind: str) -> str:
@@ -55,15 +68,17 @@ def comparison(found: dict) -> None:
         for record in found["table"]:
             if record["ipc"] == ipc:
                 column = (record["protocol"], record["student"])
-                reached = cells.setdefault(record["set"], {}).setdefault(column, [])
-                reached.append(record["accuracy"])
+                runs = cells.setdefault(record["set"], {}).setdefault(column, {})
+                seeds = record["set_seed"], record["student_seed"]
+                runs[seeds] = 100 * record["accuracy"]
         titles = [f"{protocol}, `{student}`" for protocol, student in columns]
         print(f"**{ipc} per class**\n\n| set | {' | '.join(titles)} |")
         print(f"|{'---|' * (1 + len(columns))}")
         for name in filter(cells.get, found["titles"]):
             row = cells[name]
+            full = cells.get(METHOD, {}) if name != METHOD else {}
             scores = [
-                percent(row[column]) + gap(part, name, " ".join(column))
+                percent(row[column]) + gap(name, row[column], full.get(column, {}))
                 if column in row
                 else ""
                 for column in columns
@@ -176,16 +191,16 @@ def signs(ranks) -> str:
     return " | ".join("" if rank is None else f"{rank:+.2f}" for rank in ranks)
 
 
-def gap(part: dict, name: str, column: str) -> str:
-    """Returns " (-6.4*)": the paired difference from the full method, in points.
+def gap(name: str, runs: dict, full: dict) -> str:
+    """Returns " (-6.4*)": the difference from the full method, in points.
 
-    The asterisk is for a 95 % interval over sets that excludes zero.
+    The asterisk is for a 95 % interval that excludes zero.
     """
-    found = part["differences"].get(name, {}).get(column)
+    found = difference(runs, full, paired=share_seeds(name, METHOD))
     if found is None:
         return ""
-    clear = found["low"] is not None and not found["low"] <= 0 <= found["high"]
-    return f" ({found['mean']:+.1f}{'*' if clear else ''})"
+    clear = found.verdict in ("better", "worse")
+    return f" ({found.mean:+.1f}{'*' if clear else ''})"
 
 
 def write_page(page: Path) -> None:
@@ -231,12 +246,7 @@ def results(found: dict) -> None:
     }
     print("| set | hard labels | soft labels | W |\n|---|---|---|---|")
     for key, cells in reached.items():
-        scores = [
-            percent([value / 100 for value in cells[kind].values()])
-            if kind in cells
-            else ""
-            for kind in LABELS
-        ]
+        scores = [percent(cells[kind]) if kind in cells else "" for kind in LABELS]
         distance = found["sets"][key[0]].get("transport")  # not of `ot_dd.evaluate`
         distance = f"{distance['mean']:.1f}" if distance else ""
         print(f"| {titles[key]} | {' | '.join(scores)} | {distance} |")
@@ -248,7 +258,7 @@ def results(found: dict) -> None:
     )
     for key, cells in reached.items():
         ahead = [
-            interval(paired_difference(full[kind], cells[kind]))
+            interval(full[kind], cells[kind], paired=share_seeds(METHOD, key[0]))
             if kind in cells
             else ""
             for kind in LABELS
@@ -256,11 +266,15 @@ def results(found: dict) -> None:
         print(f"| {titles[key]} | {' | '.join(ahead)} |")
 
 
-def interval(difference) -> str:
-    """Returns "+6.5 (+1.7 to +11.4)": points, and the 95 % interval over sets."""
-    low, high = difference.low, difference.high
-    bounds = "" if low is None else f" ({signed(low)} to {signed(high)})"
-    return signed(difference.mean) + bounds
+def interval(full: dict, runs: dict, *, paired: bool) -> str:
+    """Returns "+6.5 (+1.7 to +11.4)": points, and the 95 % interval."""
+    found = difference(full, runs, paired=paired)
+    if found is None:
+        return ""
+    bounds = (
+        "" if found.low is None else f" ({signed(found.low)} to {signed(found.high)})"
+    )
+    return signed(found.mean) + bounds
 
 
 if __name__ == "__main__":

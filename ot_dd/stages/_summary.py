@@ -1,4 +1,4 @@
-"""From one record per trained student to means, spreads and paired differences.
+"""From one record per trained student to means, spreads and differences.
 
 A set differs from another by its own seed (which images, which sampling noise) and each
 student by its initialisation. Two students trained on one set are not two independent
@@ -47,7 +47,7 @@ class Difference(NamedTuple):
     """A paired difference of accuracies in percentage points.
 
     `low` and `high` bound its 95 % Student interval; like `standard_error` they are
-    None when there is a single pair. `unit` says what the interval generalises over.
+    None when a side has a single unit. `unit` says what the interval generalises over.
     `bootstrap` is the 95 % percentile interval over resampled units, which is too
     narrow for a handful of them (it leaves the tails out), and so decides nothing.
     """
@@ -56,7 +56,7 @@ class Difference(NamedTuple):
     standard_error: float | None
     low: float | None
     high: float | None
-    pairs: int
+    paired: bool
     unit: str
     bootstrap: tuple[float, float] | None = None
 
@@ -188,44 +188,70 @@ def short_title(name: str, sets: Mapping | None = None) -> str:
     return re.split(r" \(|: ", title)[0] or fallback
 
 
-def paired_difference(
-    first: Mapping[tuple, float], second: Mapping[tuple, float]
+def share_seeds(first: str, second: str) -> bool:
+    """Tells whether sets of two names are alike but for what their names say.
+
+    The method and its ablations draw the same noise and the same real images for one set
+    seed, so they are compared pair by pair. Those of a baseline have the number in common
+    and nothing else.
+    """
+    own = (METHOD, *CHANGES, *VARIANTS)
+    return first == second or (first in own and second in own)
+
+
+def difference(
+    first: Mapping[tuple, float], second: Mapping[tuple, float], *, paired: bool
 ) -> Difference | None:
-    """Compares two sets of runs seed by seed, `first - second`.
+    """Compares the runs of two sets, `first - second`.
+
+    The unit is a set, its students averaged, or a student where there is a single set (a
+    folder, a selection without chance). Units that share nothing are compared by Welch's
+    interval, in which both sides' spreads count; with one run on a side there is none.
 
     Args:
       first: accuracy in percent by (set seed, student seed).
       second: the same for what it is compared with.
+      paired: whether equal seeds belong together, see `share_seeds`.
 
     Returns:
-      The difference over the seeds both have, or None when they share none. With
-      several set seeds, students of one set are averaged before the interval is taken.
-      One set (a folder, a selection without chance) is compared with each of several.
+      The difference, or None when a side is empty or pairs share no seeds.
     """
-    seeds_of = [{seed for seed, _ in runs} for runs in (first, second)]
-    if min(map(len, seeds_of), default=0) == 1 < max(map(len, seeds_of)):
-        first, second = (
-            {(s, k): value for s in seeds_of[1 - i] for (_, k), value in runs.items()}
-            if len(seeds_of[i]) == 1
-            else runs
-            for i, runs in enumerate((first, second))
-        )
-    by_set: dict[int, list[float]] = {}
-    for seeds in sorted(first.keys() & second.keys()):
-        by_set.setdefault(seeds[0], []).append(first[seeds] - second[seeds])
-    if not by_set:
+    if not first or not second:
         return None
-    several = len(by_set) > 1
-    units = [np.mean(v) for v in by_set.values()] if several else [*by_set.values()][0]
-    mean, pairs = float(np.mean(units)), sum(map(len, by_set.values()))
-    unit = "set seeds" if several else "student seeds"
-    if len(units) < 2:
-        return Difference(mean, None, None, None, pairs, unit)
-    error = float(np.std(units, ddof=1) / math.sqrt(len(units)))
-    half = error * float(stats.t.ppf(0.975, len(units) - 1))
-    drawn = np.random.default_rng(0).choice(units, (10_000, len(units))).mean(1)
+    if paired:
+        shared = first.keys() & second.keys()
+        found, unit = _units({k: first[k] - second[k] for k in shared})
+        sides = [found]
+    else:
+        (one, unit), (two, unit_two) = _units(first), _units(second)
+        sides = [one, -two]
+        unit = unit if unit == unit_two else f"{unit} against {unit_two}"
+    if not len(sides[0]):
+        return None
+    mean, least = float(sum(side.mean() for side in sides)), min(map(len, sides))
+    if least < 2:
+        return Difference(mean, None, None, None, paired, unit)
+    errors = [side.var(ddof=1) / len(side) for side in sides]
+    error, half = math.sqrt(sum(errors)), 0.0
+    if error:
+        freedom = sum(errors) ** 2 / sum(
+            e**2 / (len(side) - 1) for e, side in zip(errors, sides, strict=True)
+        )
+        half = error * float(stats.t.ppf(0.975, freedom))
+    rng = np.random.default_rng(0)
+    drawn = sum(rng.choice(side, (10_000, len(side))).mean(1) for side in sides)
     low, high = (float(v) for v in np.quantile(drawn, (0.025, 0.975)))
-    return Difference(mean, error, mean - half, mean + half, pairs, unit, (low, high))
+    return Difference(mean, error, mean - half, mean + half, paired, unit, (low, high))
+
+
+def _units(runs: Mapping[tuple, float]) -> tuple[np.ndarray, str]:
+    """Returns independent values and what they are: means of sets, or students of one."""
+    by_set: dict[int, list[float]] = {}
+    for (seed, _), value in sorted(runs.items()):
+        by_set.setdefault(seed, []).append(value)
+    several = len(by_set) > 1
+    values = [np.mean(v) for v in by_set.values()] if several else list(runs.values())
+    return np.array(values, np.float64), "sets" if several else "students of one set"
 
 
 def group_runs(records: Iterable[Mapping], field: str = "accuracy") -> dict:
@@ -284,7 +310,11 @@ def summarise(
                     tuple(accuracies.values()),
                     None
                     if own
-                    else paired_difference(accuracies, base.get(labels, {})),
+                    else difference(
+                        accuracies,
+                        base.get(labels, {}),
+                        paired=share_seeds(name, reference or ""),
+                    ),
                 )
             about = sets.get(name) or {}
             title = str(about.get("title") or short_title(name))
@@ -322,9 +352,9 @@ def compare(
         for labels in LABELS:
             one = runs.get(first, {}).get(labels, {})
             two = runs.get(second, {}).get(labels, {})
-            difference = paired_difference(one, two)
-            if difference is not None:
-                found.append((student, ipc, labels, difference))
+            apart = difference(one, two, paired=share_seeds(first[0], second[0]))
+            if apart is not None:
+                found.append((student, ipc, labels, apart))
     return found
 
 
@@ -350,15 +380,17 @@ def headline(records: Iterable[Mapping], sets: Mapping | None = None) -> Headlin
     def sentence(other, labels):
         one, two = getattr(method, labels), getattr(other, labels)
         runs = group_runs(records)[student, ipc]
-        difference = paired_difference(
-            runs[method.set, ""][labels], runs[other.set, ""][labels]
+        apart = difference(
+            runs[method.set, ""][labels],
+            runs[other.set, ""][labels],
+            paired=share_seeds(method.set, other.set),
         )
         text = f"{name} {one.accuracy} vs {short_title(other.set, sets)} {two.accuracy}"
-        if difference is None:
+        if apart is None:
             return f"{text}: no seeds in common, so no paired difference", None
-        verdict = difference.verdict
+        verdict = apart.verdict
         ending = verdict if verdict == "no clear difference" else f"clearly {verdict}"
-        return f"{text}: {signed(difference.mean)} points, {ending}", difference
+        return f"{text}: {signed(apart.mean)} points, {ending}", apart
 
     def shared(other):
         return [k for k in LABELS if getattr(method, k) and getattr(other, k)]
@@ -369,8 +401,8 @@ def headline(records: Iterable[Mapping], sets: Mapping | None = None) -> Headlin
         text = f"{name} {reached} with {labels} labels, with nothing to compare it to"
         return Headline(text, (), "no comparison")
     labels = shared(base)[0]
-    text, difference = sentence(base, labels)
-    details = [f"{student}, {ipc} per class, {labels} labels. {_interval(difference)}"]
+    text, apart = sentence(base, labels)
+    details = [f"{student}, {ipc} per class, {labels} labels. {_interval(apart)}"]
     for other in shared(base)[1:]:
         details.append(f"With {other} labels: {sentence(base, other)[0]}.")
     rivals = [
@@ -381,16 +413,16 @@ def headline(records: Iterable[Mapping], sets: Mapping | None = None) -> Headlin
     if rivals:
         rival = max(rivals, key=lambda r: getattr(r, labels).accuracy.mean)
         details.append(f"Best other baseline: {sentence(rival, labels)[0]}.")
-    verdict = difference.verdict if difference else "no comparison"
+    verdict = apart.verdict if apart else "no comparison"
     return Headline(text, tuple(details), verdict)
 
 
-def _interval(difference: Difference | None) -> str:
-    if difference is None:
+def _interval(apart: Difference | None) -> str:
+    if apart is None:
         return ""
-    if difference.low is None:
-        return "A single pair of runs has no interval."
+    if apart.low is None:
+        return "A single run has no interval."
     return (
-        f"Paired 95 % interval {signed(difference.low)} to {signed(difference.high)} "
-        f"over {difference.unit} ({difference.pairs} pairs of runs)."
+        f"{'Paired' if apart.paired else 'Welch'} 95 % interval {signed(apart.low)} to "
+        f"{signed(apart.high)} over {apart.unit}."
     )

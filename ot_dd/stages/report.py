@@ -377,10 +377,10 @@ def _table(records, rows: Sequence[Row], sets: Mapping) -> Html | None:
         )
     note = (
         "Accuracies in percent: mean ± sample standard deviation over all set × student "
-        "runs (count). Differences in points are paired by seed, ± standard error, with "
-        "the 95 % interval below; green or red only where it excludes zero. Best is the "
-        "best epoch seen on the test set, so it flatters. W is the exact OT cost to "
-        "held-out real latents, lower is closer."
+        "runs (count). Differences in points, of the method and its ablations seed by seed, "
+        "of others by Welch, ± standard error, with the 95 % interval below; green or red "
+        "only where it excludes zero. Best is the best epoch seen on the test set, so it "
+        "flatters. W is the exact OT cost to held-out real latents, lower is closer."
     )
     return tag(
         "section",

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from scipy import stats
 from sklearn.datasets import load_digits
 
 from docs import picture
 from ot_dd.stages import _figures, _html, report
 from ot_dd.stages._summary import (
     compare,
+    difference,
     label_robust_score,
-    paired_difference,
+    share_seeds,
     spread,
 )
 
@@ -167,12 +169,13 @@ def test_summarise_matches_hand_computation():
     assert random.hard.difference is None and random.soft is None
     np.testing.assert_allclose(random.hard.accuracy[:3], (92.0, 2.0, 3))
     np.testing.assert_allclose(method.hard.accuracy[:3], (95.0, 3.0, 3))
-    difference = method.hard.difference  # of 2, 3, 4: std 1, t(2) = 4.30265
-    np.testing.assert_allclose(difference.mean, 3.0)
-    np.testing.assert_allclose(difference.standard_error, 1 / np.sqrt(3))
-    half = 4.30265273 / np.sqrt(3)
-    np.testing.assert_allclose(difference[2:4], (3 - half, 3 + half), rtol=1e-6)
-    assert difference.verdict == "better" and difference.pairs == 3
+    # Unpaired: variances 4 and 9 over 3 sets each, 2 (4 + 9)^2 / (16 + 81) = 3.485 degrees.
+    apart = method.hard.difference
+    error = np.sqrt(13 / 3)
+    half = error * stats.t.ppf(0.975, 2 * 13**2 / 97)
+    np.testing.assert_allclose(apart[:2], (3.0, error))
+    np.testing.assert_allclose(apart[2:4], (3 - half, 3 + half), rtol=1e-6)
+    assert apart.verdict == "no clear difference" and not apart.paired
 
 
 def test_summarise_keeps_order_variants_students_and_sizes():
@@ -220,17 +223,32 @@ def test_ablations_stand_beside_the_method():
 def test_students_of_one_set_do_not_count_as_independent():
     first = {(0, 0): 92.0, (0, 1): 94.0, (1, 0): 95.0, (1, 1): 95.0}
     second = {(0, 0): 90.0, (0, 1): 90.0, (1, 0): 90.0, (1, 1): 90.0, (2, 0): 0.0}
-    found = paired_difference(first, second)  # sets differ by 3 and 5
-    assert (found.mean, found.standard_error, found.pairs) == (4.0, 1.0, 4)
-    assert found.unit == "set seeds" and found.verdict == "no clear difference"
+    found = difference(first, second, paired=True)  # sets differ by 3 and 5
+    assert (found.mean, found.standard_error, found.unit) == (4.0, 1.0, "sets")
+    assert found.verdict == "no clear difference"
     one_set = {key: value for key, value in first.items() if key[0] == 0}
-    of_one = {key: value for key, value in second.items() if key[0] == 0}
-    assert paired_difference(one_set, of_one).unit == "student seeds"
-    against_all = paired_difference(one_set, second)  # by 3, 3 and 92
-    assert against_all.unit == "set seeds"
-    np.testing.assert_allclose(against_all.mean, 98 / 3)
-    np.testing.assert_allclose(paired_difference(second, one_set).mean, -98 / 3)
-    assert paired_difference(first, {(7, 7): 1.0}) is None
+    found = difference(one_set, second, paired=True)  # set 0: by 2 and 4
+    assert (found.mean, found.unit) == (3.0, "students of one set")
+    assert difference(first, {(7, 7): 1.0}, paired=True) is None
+    assert difference(first, {}, paired=False) is None
+    assert difference(first, {(7, 7): 1.0}, paired=False).low is None
+
+
+def test_sets_that_share_no_seeds_are_compared_by_welch():
+    """Against SciPy; a set alone is as uncertain as its students."""
+    rng = np.random.default_rng(0)
+    many = {(s, k): rng.normal(80 + s, 1) for s in range(5) for k in range(3)}
+    lone = {(0, k): rng.normal(79, 3) for k in range(4)}
+    means = [np.mean([many[s, k] for k in range(3)]) for s in range(5)]
+    found = difference(many, lone, paired=False)
+    peer = stats.ttest_ind(means, list(lone.values()), equal_var=False)
+    interval = peer.confidence_interval()
+    np.testing.assert_allclose([found.low, found.high], [interval.low, interval.high])
+    assert found.unit == "sets against students of one set" and not found.paired
+    back = difference(lone, many, paired=False)
+    np.testing.assert_allclose([back.mean, back.low], [-found.mean, -found.high])
+    assert share_seeds("ot_dd", "no_otg") and share_seeds("ot_dd", "ot_dd")
+    assert not share_seeds("ot_dd", "random") and not share_seeds("random", "kmeans")
 
 
 def test_sets_and_students_are_counted_apart():
@@ -239,9 +257,9 @@ def test_sets_and_students_are_counted_apart():
     np.testing.assert_allclose(found.within, 1.0)  # 1 + 1 + 0 + 0 over 4 - 2
     assert spread({(0, 0): 92.0}) == (92.0, None, 1, None, None)
     one, two = {(s, 0): 1.0 + s for s in range(8)}, {(s, 0): 0.0 for s in range(8)}
-    difference = paired_difference(one, two)
-    low, high = difference.bootstrap
-    assert difference.low < low < difference.mean < high < difference.high
+    found = difference(one, two, paired=True)
+    low, high = found.bootstrap
+    assert found.low < low < found.mean < high < found.high
 
 
 def test_label_robust_score_by_hand():
@@ -292,7 +310,7 @@ def test_headline_gives_means_deviations_and_difference():
     number = r"\d+\.\d ± \d+\.\d"
     expected = rf"ot-dd {number} vs random real images {number}: \+\d\.\d points, .*"
     assert re.fullmatch(expected, found.text)
-    assert "Paired 95 % interval" in found.details[0]
+    assert "Welch 95 % interval" in found.details[0]
     assert any("k-means" in detail for detail in found.details)
 
 
