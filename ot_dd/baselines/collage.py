@@ -1,4 +1,4 @@
-"""RDED's images (Sun et al., CVPR 2024): four real patches side by side."""
+"""RDED's images (Sun et al., CVPR 2024): real patches, four side by side if large."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from ot_dd import data
 
-FACTOR = 2  # Patches along a side.
+_SMALL = 64  # Sides up to which an image is one patch, as in the authors' scripts.
 
 
 def collages(
@@ -23,14 +23,15 @@ def collages(
     """Returns images of one class made of its most recognisable patches.
 
     Of `candidates` random images each keeps the one of `crops` random crops that a
-    teacher finds easiest; the easiest of these, four an image, are halved and tiled.
+    teacher finds easiest. Of these the easiest are the images, or, halved and tiled, four
+    of them an image, where a side is over 64 pixels.
 
     Args:
       images: the class's images in `[-1, 1]`, `[n, h, w, c]`.
       ipc: collages to make.
       loss: a teacher's loss on the class of images `[b, h, w, c]`, `[b]`.
       key: of the draws.
-      candidates: images to crop; at least `4 ipc`, where the class has so many.
+      candidates: images to crop; more where `ipc` wants more and the class has them.
       crops: crops of each.
 
     Returns:
@@ -38,7 +39,8 @@ def collages(
     """
     pick, cut = jax.random.split(key)
     n, h, w, c = images.shape
-    wanted = ipc * FACTOR**2
+    factor = 1 if min(h, w) <= _SMALL else 2
+    wanted = ipc * factor**2
     # With replacement only where a class is too small to fill the collages.
     size = min(n, max(candidates, wanted))
     rows = jax.random.permutation(pick, n)[jnp.arange(max(size, wanted)) % size]
@@ -52,10 +54,10 @@ def collages(
     best = losses.argmin(0)
     views = views[best, jnp.arange(len(rows))]
     views = views[jnp.argsort(losses.min(0))[:wanted]]
-    small = jax.image.resize(views, (wanted, h // FACTOR, w // FACTOR, c), "linear")
-    grid = small.reshape(ipc, FACTOR, FACTOR, *small.shape[1:])
+    small = jax.image.resize(views, (wanted, h // factor, w // factor, c), "linear")
+    grid = small.reshape(ipc, factor, factor, *small.shape[1:])
     tiled = grid.transpose(0, 1, 3, 2, 4, 5).reshape(
-        ipc, h // FACTOR * FACTOR, w // FACTOR * FACTOR, c
+        ipc, h // factor * factor, w // factor * factor, c
     )
     return np.asarray(
         jnp.clip(jax.image.resize(tiled, (ipc, h, w, c), "linear"), -1, 1)

@@ -49,8 +49,8 @@ def quantise(
 
     The centroids, weighted by the share of the class that is nearest to them, are the
     measure on `ipc` points closest to the class in the 2-Wasserstein distance; DDOQ
-    (Tan and Slade, ICLR 2026) decodes them and carries the weights into the student's
-    loss.
+    (Tan and Slade, ICLR 2026) samples images from them and carries the weights into the
+    student's loss.
 
     Args:
       features: `[n, d]`, usually latents.

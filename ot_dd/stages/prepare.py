@@ -4,6 +4,7 @@ Every network's folder under `checkpoints/` ends in a fingerprint of its config,
 data and the networks it depends on: one that is there is restored, and nothing else.
 """
 
+import hashlib
 from functools import partial
 
 import jax
@@ -140,10 +141,24 @@ def load_data(config):
     key = fingerprint(
         _without(config.data, "in_memory_gb"), config.seed, images.shape,
         *(["stored"] if is_stored else []),
+        *([_content(dataset)] if config.data.source.startswith(_CHANGING) else []),
     )  # fmt: skip
     if not is_stored:
         images = to_float(jnp.asarray(images))
     return dataset, (images, jnp.asarray(labels)), key
+
+
+_CHANGING = ("image_folder:", "tfds:")  # Other sources' names say what is in them.
+
+
+def _content(dataset) -> str:
+    """Returns a digest of labels and of images in memory: files of a folder may change."""
+    digest = hashlib.blake2b(digest_size=16)
+    for images, labels in (dataset.train, dataset.validation, dataset.test):
+        digest.update(np.ascontiguousarray(labels))
+        if not isinstance(images, Stored):
+            digest.update(np.ascontiguousarray(images))
+    return digest.hexdigest()
 
 
 _PART = 4096  # Images whose latents one process computes and writes at a time.

@@ -38,6 +38,8 @@ def distil(
         )  # fmt: skip
     else:
         start = make_set(config, workdir, prepared, config.refine.start, seed, mesh)
+        # Where the start has no chance in it, refinement still has.
+        start = start._replace(seed=seed, key=fingerprint(start.key, seed))
     if not refined:
         return start
     return refine(config, workdir, prepared, start, name=name)
@@ -60,11 +62,17 @@ def make_set(
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(vocabulary.CHANGES.get(name, {}))
         return distil(changed, workdir, prepared, seed=seed, mesh=mesh, name=name)
-    if name == "d4m":
-        return _d4m(config, workdir, prepared, seed)
+    if name == "prototypes":
+        made = _made_of_real(config, workdir, prepared, "centroids", seed)
+        return made._replace(name=name, weights=None)
+    if name in ("d4m", "quantised"):
+        return _d4m(config, workdir, prepared, name, seed)
     terms = {"igd": ("influence", "deviation")}
     if name == "minimax":
         prepared = fine_tuned(config, workdir, prepared)
+    if name == "igd":  # One image after another: deviation is from those before.
+        config = config.copy_and_resolve_references()
+        config.sampler.group = 1
     if name in ("diffusion", "igd", "minimax"):
         return sample(
             config, workdir, prepared, name=name, seed=seed,
@@ -90,7 +98,7 @@ def make_sets(
         jobs = {
             name: [
                 submit(make_set, config, workdir, prepared, name, seed, mesh)
-                for seed in range(1 if name in WITHOUT_SEED else count)
+                for seed in range(1 if without_seed(name, config.ipc) else count)
             ]
             for name in names
         }
@@ -101,7 +109,8 @@ def _made_of_real(config, workdir, prepared, name, seed):
     """Returns a baseline that chooses real images, or is made of them."""
     images, labels = prepared.dataset.train
     ipc, number = config.ipc, config.seed * 1000 + seed
-    chosen = "always alike" if name in WITHOUT_SEED else (config.seed, seed)
+    alike = without_seed(name, ipc)
+    chosen = "always alike" if alike else (config.seed, seed)
     key = fingerprint(prepared.key, name, ipc, chosen)
 
     def make():
@@ -174,7 +183,7 @@ def _probabilities(surrogate, images):
     return jax.lax.map(at, surrogate.params).transpose(1, 0, 2)
 
 
-def _quantised(prepared, labels, ipc, seed):
+def _centroids(prepared, labels, ipc, seed):
     centroids, weights = baselines.quantise(prepared.latents, labels, ipc, seed)
     shape = (*centroids.shape[:2], *prepared.latents.shape[1:])
     latents = centroids.astype(np.float32).reshape(shape)
@@ -183,14 +192,14 @@ def _quantised(prepared, labels, ipc, seed):
     }  # fmt: skip
 
 
-def _prototypes(prepared, labels, ipc, seed):
-    made = _quantised(prepared, labels, ipc, seed)
-    return {k: v for k, v in made.items() if k != "weights"}
+def _d4m(config, workdir, prepared, name, seed):
+    """Samples anew from noised prototypes (D4M: Su et al., CVPR 2024).
 
-
-def _d4m(config, workdir, prepared, seed):
-    """Samples anew from noised prototypes (D4M: Su et al., CVPR 2024)."""
-    start = _made_of_real(config, workdir, prepared, "prototypes", seed)
+    As `quantised` each image weighs what its cluster does (DDOQ: Tan and Slade, ICLR
+    2026).
+    """
+    start = _made_of_real(config, workdir, prepared, "centroids", seed)
+    weights = start.weights if name == "quantised" else None
     key = fingerprint(start.key, config.sampler, vocabulary.D4M_STRENGTH)
 
     def make():
@@ -207,7 +216,9 @@ def _d4m(config, workdir, prepared, seed):
         return {"latents": latents, "images": _decoded(prepared, latents)}
 
     made = workdir.arrays(f"d4m-{seed}-{key}", make)
-    return ImageSet("d4m", seed, made["images"], made["latents"], key)
+    if weights is not None:
+        key = fingerprint(key, "weighted")
+    return ImageSet(name, seed, made["images"], made["latents"], key, weights=weights)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -240,8 +251,14 @@ def _collage(prepared, labels, ipc, seed):
     return {"images": np.asarray(to_uint8(jnp.asarray(np.stack(made))))}
 
 
-# Sets that nothing random is in: one of each is all there are.
-WITHOUT_SEED = ("herding", "kcenter", "el2n")
+def without_seed(name: str, ipc: int) -> bool:
+    """Tells whether nothing random is in a set: one of it is all there are."""
+    if name in ("herding", "kcenter", "el2n"):
+        return True
+    # The centroid of a single cluster is the mean.
+    return ipc == 1 and name in ("kmeans", "kmeans_features", "prototypes", "centroids")
+
+
 _MAKERS = {
     "random": _random,
     "random_decoded": _random,
@@ -250,7 +267,6 @@ _MAKERS = {
     "herding": _by_features(lambda f, y, ipc, seed: baselines.herding_rows(f, y, ipc)),
     "kcenter": _by_features(lambda f, y, ipc, seed: baselines.kcenter_rows(f, y, ipc)),
     "el2n": _el2n,
-    "quantised": _quantised,
-    "prototypes": _prototypes,
+    "centroids": _centroids,
     "collage": _collage,
 }

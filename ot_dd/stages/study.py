@@ -186,7 +186,8 @@ def _transport(config, workdir, prepared, sets):
                 costs.append(ot.exact(cost))
             return {"per_class": costs}
 
-        return workdir.json(f"transport-{made.name}-{made.seed}-{made.key}", make)
+        name = f"transport-{made.name}-{made.seed}-{fingerprint(made.key, size)}"
+        return workdir.json(name, make)
 
     per_class = np.array([of_set(made)["per_class"] for made in sets])
     return {

@@ -8,8 +8,11 @@ import pytest
 from ot_dd import baselines
 
 
-@pytest.mark.parametrize(("side", "n", "ipc"), [(8, 40, 3), (9, 3, 2)])
-def test_collages_are_of_the_easiest_images(side, n, ipc):
+@pytest.mark.parametrize(
+    ("side", "n", "ipc", "patches"),
+    [(8, 40, 3, 1), (9, 2, 3, 1), (66, 40, 3, 4), (65, 3, 2, 4)],
+)
+def test_collages_are_of_the_easiest_images(side, n, ipc, patches):
     """Every image is one shade, which the loss ranks: the collages show the lowest."""
     shades = jnp.linspace(-1, 1, n)
     images = jnp.broadcast_to(shades[:, None, None, None], (n, side, side, 1))
@@ -21,8 +24,8 @@ def test_collages_are_of_the_easiest_images(side, n, ipc):
     rank = np.abs(corners[:, None] - np.asarray(shades)).argmin(1)
     np.testing.assert_allclose(corners, np.asarray(shades)[rank], atol=1e-5)
     # Each of the easiest once, or all of a small class about as often.
-    counts = np.bincount(rank, minlength=n)
-    used = min(n, 4 * ipc)
+    counts = np.bincount(rank, minlength=n) // (4 // patches)
+    used = min(n, patches * ipc)
     assert counts[used:].sum() == 0 and np.ptp(counts[:used]) <= 1
 
 

@@ -289,10 +289,9 @@ def test_the_table_has_every_set_and_prints(tmp_path):
     assert [(s["set"], s["set_seed"]) for s in part["sets"]] == wanted
     assert [(r["set"], r["set_seed"]) for r in found["table"]] == wanted
     reached = {r["set"]: r["accuracy"] for r in found["table"]}
-    for name in ("no_refine", "feature_guidance", "minimax", "d4m"):
+    for name in ("no_refine", "feature_guidance", "minimax", "d4m", "quantised"):
         del reached[name]  # A diffusion model of six steps: noise.
-    # Quarters of 8 x 8 digits are hardly digits: collages are for larger images.
-    assert reached.pop("collage") > 0.12 and min(reached.values()) > 0.25, reached
+    assert min(reached.values()) > 0.25, reached
     printed = subprocess.run(
         [sys.executable, "docs/tables.py", str(path)],
         capture_output=True, text=True, cwd=ROOT, check=True,
