@@ -28,7 +28,7 @@ from ot_dd.stages import vocabulary
 from ot_dd.stages.evaluation import evaluate
 from ot_dd.stages.prepare import in_batches, prepare
 from ot_dd.stages.relabel import teachers_for
-from ot_dd.stages.sets import class_features, make_sets
+from ot_dd.stages.sets import class_features, make_set, make_sets
 from ot_dd.stages.study import label_gap
 from ot_dd.workdir import WorkDir
 
@@ -84,31 +84,25 @@ def describe_set(
     return means, found["by_class"]
 
 
-def set_cost(work, name: str, ipc: int) -> dict[str, float]:
-    """Returns the mean seconds and operations of sets of this name and size."""
-    parts = {
-        **{method: ("sample-guided", f"refine-{method}") for method in OURS},
-        **{own: (f"sample-{own}",) for own in ("diffusion", "igd", "minimax")},
-    }.get(name, (name,))  # fmt: skip
+def set_cost(config, work, prepared, name: str, seeds) -> dict[str, float]:
+    """Returns the mean seconds and operations of making a set, networks apart.
 
-    def size(entry):
-        path = work.path / "cache" / f"{entry}.npz"
-        if not path.exists():
-            return 0
-        with np.load(path) as made:  # The images, or which real ones.
-            return made["images" if "images" in made else "rows"].shape[1]
-
-    def total(numbers):
-        found = 0.0
-        for part in parts:
-            own = [
-                value for entry, value in numbers.items()
-                if entry.startswith(part + "-") and size(entry) == ipc
-            ]  # fmt: skip
-            found += float(np.mean(own)) if own else 0.0
-        return found
-
-    return {"seconds": round(total(work.seconds()), 1), "flops": total(work.flops())}
+    They are those of whatever the set is made from: samples and prototypes as well.
+    """
+    seconds, operations, total = (
+        work.seconds(),
+        work.flops(),
+        {"seconds": 0, "flops": 0},
+    )
+    for seed in seeds:
+        with work.uses() as used:  # All of it is there: it is only read.
+            make_set(config, work, prepared, name, seed, data_mesh())
+        total["seconds"] += sum(seconds.get(part, 0) for part in set(used))
+        total["flops"] += sum(operations.get(part, 0) for part in set(used))
+    return {
+        "seconds": round(total["seconds"] / len(seeds), 1),
+        "flops": total["flops"] / len(seeds),
+    }
 
 
 def correlations(rows: list[dict]) -> dict[str, dict[str, float | None]]:
@@ -159,10 +153,12 @@ def main(_):
                 epochs=_EPOCHS.value,
             )  # fmt: skip
             records += found["records"]
-            report["protocols"][protocol] = {
-                k: found[k] for k in ("protocol_source", "protocol_epochs", "teachers")
-            }
-            report["versions"] = found["versions"]
+            about = report["protocols"].setdefault(
+                protocol, {"protocol_source": found["protocol_source"]}
+            )
+            for k in ("protocol_epochs", "teachers", "recipes"):
+                about.setdefault(k, {}).update(found[k])
+            report |= {k: found[k] for k in ("versions", "command")}
         for record in records:  # A variant is a row of its own.
             record["set"] = record["variant"] or record["set"]
         rows: list[dict] = []
@@ -188,7 +184,10 @@ def main(_):
                 )  # fmt: skip
         every += rows
         part = {"ipc": ipc, "sets": rows, "correlations": correlations(rows)}
-        part["cost"] = {name: set_cost(work, name, ipc) for name in sets}
+        part["cost"] = {
+            name: set_cost(config, work, prepared, name, [s.seed for s in several])
+            for name, several in sets.items()
+        }
         report["geometry"].append(part)
         report["table"] += [
             {k: v for k, v in record.items() if k != "curve"} for record in records

@@ -2,7 +2,7 @@
 
     python -m ot_dd.evaluate --distilled=[name=]DIR,... --protocol=edc_soft
         [--students=convnet3:width=32,resnet18:stem=cifar] [--seeds=5]
-        [--baselines=random,kmeans] [--sets=3]
+        [--baselines=random,kmeans] [--sets=3] [--reference=random]
         [--config=configs/fashion_mnist.py] [--workdir=DIR] [--json=FILE]
 
 DIR is a `distilled/` folder, or an image folder made by anybody else: one folder for each
@@ -38,6 +38,9 @@ _BASELINES = flags.DEFINE_list(
     "baselines", [], "Sets to make and judge beside the folders, such as random."
 )
 _SETS = flags.DEFINE_integer("sets", 3, "Sets of each baseline.", lower_bound=1)
+_REFERENCE = flags.DEFINE_string(
+    "reference", "", "The set that differences are from; random real images, or ot_dd."
+)
 _EPOCHS = flags.DEFINE_integer(
     "epochs", 0, "Passes over a set instead of the protocol's; 0 keeps those.",
     lower_bound=0,
@@ -60,6 +63,7 @@ def main(argv):
 
 def _judge():
     from ot_dd.checkpoint import write_json
+    from ot_dd.stages._summary import METHOD, as_json, find_reference
     from ot_dd.stages.evaluation import evaluate
     from ot_dd.stages.report import print_table, summarise
 
@@ -76,8 +80,12 @@ def _judge():
         epochs=_EPOCHS.value,
         split=_SPLIT.value,
     )
-    print_table(summarise(found["records"], found["sets"]))
+    names = [record["set"] for record in found["records"]]
+    reference = _REFERENCE.value or find_reference(names) or METHOD
+    rows = summarise(found["records"], found["sets"], reference=reference)
+    print_table(rows, split=_SPLIT.value, against=reference)
     if _JSON.value:
+        found["summary"] = {"reference": reference, "rows": as_json(rows)}
         write_json(Path(_JSON.value), found)
 
 

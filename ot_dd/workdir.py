@@ -56,6 +56,7 @@ class WorkDir:
             tensorboard=str(self.path / "tensorboard") if tensorboard else "",
         )
         self._turns: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)
+        self._used = threading.local()
 
     def turn(self, name: str) -> threading.Lock:
         """Returns the lock of `name`: threads that need the same thing make it once."""
@@ -70,6 +71,7 @@ class WorkDir:
     ) -> dict[str, np.ndarray]:
         """Returns the arrays stored as `name`, making and storing them if missing."""
         path = self.path / "cache" / f"{name}.npz"
+        getattr(self._used, "names", []).append(name)
         with self.turn(name):
             if agree(path.exists()):
                 return _load_arrays(path)
@@ -139,6 +141,15 @@ class WorkDir:
             if not alone:
                 barrier(name)
             return stored
+
+    @contextlib.contextmanager
+    def uses(self):
+        """Yields a list that fills with the names of arrays this thread makes or reads."""
+        self._used.names = names = []
+        try:
+            yield names
+        finally:
+            del self._used.names
 
     @contextlib.contextmanager
     def timed(self, name: str, *, everyone: bool = False):

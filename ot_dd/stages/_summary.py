@@ -339,6 +339,25 @@ def summarise(
     return rows
 
 
+def as_json(rows: Iterable[Row]) -> list[dict]:
+    """Returns the rows of a table as plain objects, one for each kind of labels."""
+    found = []
+    for row in rows:
+        for labels in LABELS:
+            outcome = getattr(row, labels)
+            if outcome is None:
+                continue
+            apart = outcome.difference
+            found.append(
+                {
+                    "set": row.set, "variant": row.variant, "student": row.student,
+                    "ipc": row.ipc, "labels": labels, **outcome.accuracy._asdict(),
+                    "difference": apart and apart._asdict() | {"verdict": apart.verdict},
+                }
+            )  # fmt: skip
+    return found
+
+
 def compare(
     records: Iterable[Mapping], first: tuple[str, str], second: tuple[str, str]
 ) -> list[tuple[str, int, str, Difference]]:

@@ -18,10 +18,10 @@ from ot_dd.stages import vocabulary
 from ot_dd.stages.folders import read_image_set
 from ot_dd.stages.prepare import load_data, prepare, prepare_teachers
 from ot_dd.stages.relabel import relabel, teachers_for
-from ot_dd.stages.results import versions
+from ot_dd.stages.results import command, versions
 from ot_dd.stages.sets import make_sets
 from ot_dd.stages.study import variant_of
-from ot_dd.stages.train import train
+from ot_dd.stages.train import recipe_of, train
 from ot_dd.training.protocols import apply_protocol, get_protocol
 from ot_dd.validation import validate
 from ot_dd.workdir import WorkDir
@@ -98,7 +98,7 @@ def evaluate(
     """Trains students on sets of images and returns what they reached.
 
     Args:
-      config: a config; its `ipc` is the baselines'.
+      config: a config; its `ipc` is that of the baselines where no folder is judged.
       workdir: where teachers, baselines and records are kept.
       protocol: a name of `PROTOCOLS`.
       distilled: folders of images to judge, as `parse_sets` reads.
@@ -112,7 +112,7 @@ def evaluate(
       split: "test", or "validation" for choosing.
 
     Returns:
-      Protocol, records, and a summary for each set, student and IPC.
+      The protocol, the recipe that it came to, and a record for each student.
 
     Raises:
       ConfigError: for names that are not known, or nothing to judge.
@@ -146,14 +146,19 @@ def evaluate(
         image_set, note = read_image_set(folder, dataset, name=name, seed=seed)
         work.metrics.say(f"  {name}, {folder}: {note}")
         image_sets.append(image_set)
-    if baselines:
-        prepared = prepare(config, work, loaded)
-        made = make_sets(config, work, prepared, baselines, sets, data_mesh())
-        image_sets += [one for several in made.values() for one in several]
-    else:
-        ipcs = {made.images.shape[1] for made in image_sets}
+    ipcs = sorted({made.images.shape[1] for made in image_sets}) or [config.ipc]
+    if set(baselines) <= set(vocabulary.WITHOUT_GENERATOR):
         count = max(_teachers(config, chosen, ipc) for ipc in ipcs)
+        if set(baselines) - {"random"}:
+            count = max(1, count)
         prepared = prepare_teachers(config, work, count, loaded)
+    else:
+        prepared = prepare(config, work, loaded)
+    for ipc in ipcs if baselines else ():  # As many images as the folders have.
+        sized = config.copy_and_resolve_references()
+        sized.ipc = ipc
+        made = make_sets(sized, work, prepared, baselines, sets, data_mesh())
+        image_sets += [one for several in made.values() for one in several]
     if variants and not chosen.ours:
         work.metrics.say(
             f"  {', '.join(variants)}: left out, {protocol} fixes labels and loss"
@@ -185,6 +190,11 @@ def evaluate(
             for ipc in sorted({r["ipc"] for r in records})
         },
         "epochs_changed_to": epochs or None,
+        "command": command(),
+        "recipes": {
+            str(ipc): _recipe(config, chosen, protocol, ipc, dataset, epochs)
+            for ipc in sorted({r["ipc"] for r in records})
+        },
         "data": {"name": prepared.dataset.name, "split": split},
         "teachers": {
             str(ipc): [
@@ -230,6 +240,15 @@ def _teachers(config, protocol, ipc: int) -> int:
         return 0
     wanted = protocol.teachers or teachers_for(config, ipc)
     return min(wanted, len(config.teachers.models))
+
+
+def _recipe(config, chosen, protocol, ipc, dataset, epochs):
+    """Returns everything that students of a size are trained by, protocol's or config's."""
+    settings = copy.deepcopy(config)
+    classes = len(dataset.class_names)
+    apply_protocol(settings, protocol, ipc=ipc, classes=classes, epochs=epochs)
+    recipe = recipe_of(settings, chosen.labels)
+    return recipe._asdict() | {"augment": recipe.augment._asdict()}
 
 
 def _train(

@@ -77,15 +77,28 @@ def write_report(workdir: Path, results: dict, figures: Figures) -> Path:
     return path
 
 
-def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
-    """Prints the results table to the terminal."""
+def print_table(
+    rows: Sequence[Row],
+    console: Console | None = None,
+    *,
+    split: str = "test",
+    against: str = "random",
+) -> None:
+    """Prints the results table to the terminal.
+
+    Args:
+      rows: of `summarise`.
+      console: where to; the terminal by default.
+      split: the images that accuracies are of.
+      against: what differences are from.
+    """
     table = Table(
-        title="test accuracy, mean ± std over runs; differences ± their standard error; "
+        title=f"{split} accuracy, mean ± std over runs; differences ± their standard error; "
         "W: transport to unseen images, lower is closer",
         title_justify="left",
     )
     table.add_column("set", overflow="fold")
-    for name in ("hard", "vs random", "soft", "vs random", "W"):
+    for name in ("hard", f"vs {against}", "soft", f"vs {against}", "W"):
         table.add_column(name, justify="right")
     groups = {(r.student, r.ipc) for r in rows}
     seen = None

@@ -26,7 +26,9 @@ _PACKAGES = (
 
 def command() -> str:
     """Returns the command line of this run, without the machine's paths."""
-    return " ".join(["python -m ot_dd.distill", *sys.argv[1:]])
+    main = sys.modules["__main__"].__spec__
+    name = main.name if main else "ot_dd.distill"
+    return " ".join([f"python -m {name}", *sys.argv[1:]])
 
 
 def versions() -> dict[str, str]:

@@ -111,7 +111,11 @@ def _made_of_real(config, workdir, prepared, name, seed):
     ipc, number = config.ipc, config.seed * 1000 + seed
     alike = without_seed(name, ipc)
     chosen = "always alike" if alike else (config.seed, seed)
-    key = fingerprint(prepared.key, name, ipc, chosen)
+    inputs = prepared.key
+    if name in vocabulary.WITHOUT_GENERATOR:  # The data, and a teacher that chooses.
+        teacher = () if name == "random" else prepared.teacher_keys[:1]
+        inputs = prepared.data_key, *teacher
+    key = fingerprint(inputs, name, ipc, chosen)
 
     def make():
         return _MAKERS[name](prepared, labels, ipc, number)
@@ -119,7 +123,8 @@ def _made_of_real(config, workdir, prepared, name, seed):
     made = workdir.arrays(f"{name}-{key}", make)
     if "rows" in made:
         made["images"] = images[made["rows"]]
-        made["latents"] = np.asarray(prepared.latents[made["rows"]])
+        if prepared.latents is not None:
+            made["latents"] = np.asarray(prepared.latents[made["rows"]])
     if name == "random_decoded":
         made["images"] = _decoded(prepared, made["latents"])
     return ImageSet(

@@ -9,6 +9,9 @@ BASELINES = (
     "random", "random_decoded", "kmeans", "kmeans_features", "herding", "kcenter",
     "el2n", "collage", "prototypes", "quantised", "d4m", "diffusion", "minimax", "igd",
 )  # fmt: skip
+# Baselines of real images that need neither latents nor diffusion.
+WITHOUT_GENERATOR = ("random", "kmeans_features", "herding", "kcenter", "collage")
+
 # What refinement may start from: anything that has latents.
 STARTS = ("sampled", *(name for name in BASELINES if name != "collage"))
 

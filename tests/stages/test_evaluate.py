@@ -246,14 +246,28 @@ def test_the_command_prints_and_writes(tmp_path, dataset):
     command = [
         sys.executable, "-m", "ot_dd.evaluate", f"--distilled={folder}",
         "--protocol=dc_hard", "--students=mlp", "--seeds=2", "--epochs=20",
+        "--baselines=random,herding", "--sets=2", "--split=validation",
         f"--workdir={tmp_path / 'work'}", f"--json={tmp_path / 'found.json'}",
         "--config=configs/digits.py:debug",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert "theirs" in done.stdout
+    assert "theirs" in done.stdout and "validation accuracy" in done.stdout
+    # Baselines have the folder's three images a class, and need no generator.
+    left = {
+        path.name.split("-")[0] for path in (tmp_path / "work/checkpoints").iterdir()
+    }
+    assert left == {"teacher_resnet10"}
     found = json.loads((tmp_path / "found.json").read_text())
-    assert [r["student_seed"] for r in found["records"]] == [0, 1]
+    kinds = [(r["set"], r["set_seed"], r["student_seed"]) for r in found["records"]]
+    assert kinds[:2] == [("theirs", 0, 0), ("theirs", 0, 1)] and len(kinds) == 8
+    assert {r["ipc"] for r in found["records"]} == {3}
+    assert found["command"].startswith("python -m ot_dd.evaluate --distilled=")
+    assert found["recipes"]["3"]["optimiser"] == "sgd"
+    theirs, random = found["summary"]["rows"][:2]
+    assert (theirs["set"], random["set"]) == ("theirs", "random")
+    assert theirs["difference"]["unit"] == "students of one set against sets"
+    assert random["difference"] is None and random["between"] is not None
     assert found["protocol_epochs"] == {"3": 1000} and found["epochs_changed_to"] == 20
     wrong = subprocess.run(
         [*command[:3], f"--distilled={tmp_path / 'none'}", *command[4:]],
