@@ -47,6 +47,8 @@ def base(name: str) -> ConfigDict:
         dict(
             optimiser, model="dit", options=ConfigDict(), steps=2000,
             parametrization="velocity", label_dropout=0.1, guidance_scale=1.5,
+            # Of the baselines diffusion and minimax, which nothing else steers (0: as above).
+            plain_guidance_scale=0.0,
             cfg_channels=0, dtype="float32",
             # Converted weights, and the network's class of each of the data's, in order.
             weights="", class_ids=(),

@@ -22,6 +22,7 @@ def get_config(arg=None):
     config.autoencoder.feature_weight = 0.5
     config.denoiser.options = dict(patch=2, dim=128, depth=3, heads=4)
     config.denoiser.steps, config.denoiser.ema = 2000, 0.998
+    config.denoiser.plain_guidance_scale = 4.0
     config.teachers.models = ("convnet3", "resnet10", "alexnet", "vit")
     config.teachers.options = dict(
         convnet3=dict(width=32),

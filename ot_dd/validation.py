@@ -43,6 +43,7 @@ _LEAST = {
     "surrogate.gradient_images": 1,
     "autoencoder.padded_size": 0,
     "autoencoder.feature_teachers": 0,
+    "denoiser.plain_guidance_scale": 0.0,
     "sampler.num_steps": 1,
     "sampler.group": 0,
     "sampler.class_batch": 0,

@@ -504,7 +504,9 @@ def _denoiser(config, workdir, latents, labels, upstream):
         made, note, key = pretrained.denoiser(settings, num_classes)
         scales = settings.guidance_scale, settings.cfg_channels
         return made, note, fingerprint(key, upstream, scales)
-    later = ("guidance_scale", "cfg_channels", "weights", "class_ids")
+    later = (
+        "guidance_scale", "plain_guidance_scale", "cfg_channels", "weights", "class_ids",
+    )  # fmt: skip
     key = fingerprint(upstream, _without(settings, *later))
     network = networks.denoiser(config, latents.shape[1:], num_classes)
     state, finished = train_network(

@@ -70,6 +70,12 @@ def make_set(
     terms = {"igd": ("influence", "deviation")}
     if name == "minimax":
         prepared = fine_tuned(config, workdir, prepared)
+    scale = config.denoiser.plain_guidance_scale
+    if scale and name in ("diffusion", "minimax"):
+        prepared = prepared._replace(
+            denoiser=prepared.denoiser.replace(scale=scale),
+            key=fingerprint(prepared.key, scale),
+        )
     if name == "igd":  # One image after another: deviation is from those before.
         config = config.copy_and_resolve_references()
         config.sampler.group = 1

@@ -80,6 +80,19 @@ def test_each_target_changes_the_images(ready, changes, moves_latents):
     assert (np.abs(end.latents - start.latents).max() > 1e-4) == moves_latents
 
 
+def test_plain_samples_have_a_guidance_scale_of_their_own(ready):
+    work, prepared = ready
+    made = config()
+    kinds = {}
+    for scale in (0.0, 3.0):
+        made.denoiser.plain_guidance_scale = scale
+        for name in ("diffusion", "igd"):
+            kinds[name, scale] = make_set(made, work, prepared, name, seed=0)
+    assert (kinds["diffusion", 0.0].latents != kinds["diffusion", 3.0].latents).any()
+    assert kinds["diffusion", 0.0].key != kinds["diffusion", 3.0].key
+    assert kinds["igd", 0.0].key == kinds["igd", 3.0].key
+
+
 def test_real_images_may_be_the_start(ready):
     work, prepared = ready
     made = config()
