@@ -86,7 +86,9 @@ def main(_):
             scores = [record["accuracy"] for record in records]
             deviation = float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0
             row[labels] = {
-                "mean": float(np.mean(scores)), "std": deviation, "runs": len(scores)
+                "mean": float(np.mean(scores)), "std": deviation, "runs": len(scores),
+                # Of each set its students': seeds are those of every trial.
+                "scores": np.reshape(scores, (len(sets), -1)).round(5).tolist(),
             }  # fmt: skip
             print(
                 f"{labels} {100 * np.mean(scores):5.1f} ± {100 * deviation:.1f}  {trial}",

@@ -174,6 +174,28 @@ def label_robust_score(
     return 100 * (math.exp(score) - math.exp(-1)) / (math.e - math.exp(-1))
 
 
+def robustness(rows: Iterable["Row"], full_hard: float | None) -> float | None:
+    """Returns the method's label-robust score, None where a number for it is missing.
+
+    Args:
+      rows: of `summarise`; those of the first student count.
+      full_hard: what its network reaches on all the data, in 0..1.
+    """
+    found = {(row.set, row.variant): row for row in reversed(list(rows))}
+    method, random = found.get((METHOD, "")), found.get(("random", ""))
+    if not (full_hard and method and random and method.hard and method.soft):
+        return None
+    if not random.soft or (method.student, method.ipc) != (random.student, random.ipc):
+        return None
+    hard, soft, random_soft = (
+        outcome.accuracy.mean / 100
+        for outcome in (method.hard, method.soft, random.soft)
+    )
+    return label_robust_score(
+        full_hard=full_hard, hard=hard, random=random_soft, soft=soft
+    )
+
+
 def find_reference(names: Iterable[str]) -> str | None:
     """Returns the set of random real images: `random`, `random_real`, or alike."""
     names = list(names)

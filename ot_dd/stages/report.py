@@ -211,6 +211,12 @@ def _tiles(results: dict, rows: Sequence[Row]) -> list[Html]:
         if outcome:
             text += f"; on the distilled ones {outcome.accuracy.mean:.1f}%"
         tile(f"{100 * full:.1f}%", text)
+    if results.get("label_robust_score") is not None:
+        tile(
+            f"{results['label_robust_score']:.1f}",
+            "DD-Ranking's label-robust score: what hard labels keep of all images, and what "
+            "soft ones gain over random images; 26.9 is neither loss nor gain",
+        )
     if method:
         tile(f"{method.ipc}", "distilled images per class")
     if method and method.image_bytes is not None:

@@ -10,10 +10,11 @@ from ot_dd import ot
 from ot_dd.checkpoint import read_json, write_json
 from ot_dd.config import options
 from ot_dd.parallel import is_leader
+from ot_dd.stages._summary import robustness, summarise
 from ot_dd.stages.artifacts import Prepared
 from ot_dd.stages.prepare import describe
 from ot_dd.stages.relabel import SoftLabels
-from ot_dd.stages.report import Figures, print_table, summarise, write_report
+from ot_dd.stages.report import Figures, print_table, write_report
 from ot_dd.stages.study import Study
 from ot_dd.stages.vocabulary import TITLES
 from ot_dd.workdir import WorkDir
@@ -99,11 +100,14 @@ def write_results(
         "bytes": stored["bytes"],
         "curves": {k: v for k, v in facts["curves"].items() if v},
     }
+    rows = summarise(results["records"], results["sets"])
+    full = (results["full_data"] or {}).get("accuracy")
+    results["label_robust_score"] = robustness(rows, full)
     write_json(workdir.path / "results.json", results)
     figures = make_figures(config, prepared, study)
     path = write_report(workdir.path, results, figures)
     if is_leader():
-        print_table(summarise(results["records"], results["sets"]))
+        print_table(rows)
         print(f"report: {path}")
     return results
 

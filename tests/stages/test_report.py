@@ -18,6 +18,7 @@ from ot_dd.stages._summary import (
     compare,
     difference,
     label_robust_score,
+    robustness,
     share_seeds,
     spread,
 )
@@ -272,6 +273,20 @@ def test_label_robust_score_by_hand():
     np.testing.assert_allclose(label_robust_score(**best), 100.0)
     assert label_robust_score(**(level | {"soft": 0.6})) > label_robust_score(**level)
     assert label_robust_score(**(level | {"hard": 0.8})) < label_robust_score(**level)
+
+
+def test_the_score_of_a_run_is_of_its_means():
+    """Of the first student; none where a number is missing."""
+    records = [
+        record("random", 0.50, labels="soft"), record("random", 0.10),
+        record("ot_dd", 0.70), record("ot_dd", 0.80),
+        record("ot_dd", 0.60, labels="soft"),
+    ]  # fmt: skip
+    records[3]["set_seed"] = 1
+    rows = report.summarise(records)
+    wanted = label_robust_score(full_hard=0.9, hard=0.75, random=0.5, soft=0.6)
+    np.testing.assert_allclose(robustness(rows, 0.9), wanted)
+    assert robustness(rows, None) is None and robustness(rows[:1], 0.9) is None
 
 
 def test_values_that_are_missing_or_not_finite_are_left_out():
