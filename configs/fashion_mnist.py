@@ -47,4 +47,5 @@ def get_config(arg=None):
     config.guidance.influence.strength = 50.0
     config.guidance.deviation.strength = 30.0
     config.guidance.transport.strength = 0.5
+    config.study.ablations += ("mean_matching",)
     return common.shrink(config) if "debug" in switches else config

@@ -20,7 +20,7 @@ from ot_dd.stages.prepare import load_data, prepare, prepare_teachers
 from ot_dd.stages.relabel import relabel, teachers_for
 from ot_dd.stages.results import command, versions
 from ot_dd.stages.sets import make_sets
-from ot_dd.stages.study import variant_of
+from ot_dd.stages.study import changes_nothing, variant_of
 from ot_dd.stages.train import recipe_of, train
 from ot_dd.training.protocols import apply_protocol, get_protocol
 from ot_dd.validation import validate
@@ -178,7 +178,8 @@ def evaluate(
             records += learn(alike)
             own = [made for made in alike if made.name == "ot_dd"]
             for variant in variants if own else ():
-                records += learn(own, variant=variant)
+                if not changes_nothing(config, variant, _teachers(config, chosen, ipc)):
+                    records += learn(own, variant=variant)
     titles = {
         r["set"]: {"title": vocabulary.TITLES.get(r["set"], r["set"])} for r in records
     }

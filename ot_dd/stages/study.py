@@ -106,7 +106,7 @@ def students_of(config, teachers: int) -> list[tuple[str, str, str, int, dict]]:
     kinds += [
         ("ot_dd", "soft", name, *variant_of(config, name, teachers))
         for name in config.study.ablations
-        if name in vocabulary.VARIANTS
+        if name in vocabulary.VARIANTS and not changes_nothing(config, name, teachers)
     ]
     return [kind for kind in kinds if kind[1] in config.study.labels]
 
@@ -125,6 +125,15 @@ def variant_of(config, name: str, teachers: int) -> tuple[int, dict]:
         "no_otm": (teachers, {"ot_weight": 0.0}),
         "identity_plan": (teachers, {"plan": "identity"}),
     }[name]
+
+
+def changes_nothing(config, name: str, teachers: int) -> bool:
+    """Tells whether a variant's students learn as those of the full method do."""
+    count, changes = variant_of(config, name, teachers)
+    if name == "identity_plan" and not config.student.ot_weight:
+        return True
+    alike = all(config.student[field] == value for field, value in changes.items())
+    return alike and count == teachers
 
 
 def no_lia_teachers(config, teachers: int) -> int:

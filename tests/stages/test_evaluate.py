@@ -332,6 +332,9 @@ def test_variants_are_the_method_learned_otherwise(tmp_path):
     assert len({tuple(r["curve"]) for r in found}) > 2, found
     assert len({r["logit_transport"] for r in found}) == 4, found
     assert [r["variant"] for r in run(protocol="rded_soft")["records"]] == [""]
+    made.student.ot_weight = 0.0  # Without it there is nothing to take away.
+    found = run(protocol="edc_soft")["records"]
+    assert [r["variant"] for r in found] == ["", "no_lia"]
     with pytest.raises(ConfigError, match="name ot_dd as well"):
         run(protocol="edc_soft", baselines=("no_otm", "random"))
 
