@@ -20,8 +20,10 @@ table table_fashion_mnist --ipc=10 --sets=5 --students=$narrow \
     --names=ot_dd,no_lia,no_otm,identity_plan,no_otg,no_refine,mean_matching,real_start,random,kmeans,kmeans_features,herding,quantised,d4m,diffusion,minimax,igd
 table table_fashion_mnist_ipc50 --ipc=50 --students=$narrow \
     --names=ot_dd,no_refine,mean_matching,random,kmeans_features,herding
-# Made when the transport in the students' loss weighed less.
+# Made when the transport in the students' loss weighed less, and plain samples were as
+# little guided as ours.
 table table_fashion_mnist_ipc1 --ipc=1 --config.student.ot_weight=0.1 \
+    --config.denoiser.plain_guidance_scale=0.0 \
     --students=$narrow,vit:patch=7:dim=96:depth=3:heads=4 \
     --names=ot_dd,no_otg,no_refine,mean_matching,balanced_transport,random,kmeans,kmeans_features,herding,prototypes,d4m,diffusion,minimax
 ladder ladder_fashion_mnist --baselines=ot_dd,random --sets=3
