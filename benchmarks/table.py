@@ -89,19 +89,15 @@ def set_cost(config, work, prepared, name: str, seeds) -> dict[str, float]:
 
     They are those of whatever the set is made from: samples and prototypes as well.
     """
-    seconds, operations, total = (
-        work.seconds(),
-        work.flops(),
-        {"seconds": 0, "flops": 0},
-    )
+    seconds, operations = work.seconds(), work.flops()
+    used: list[str] = []
     for seed in seeds:
-        with work.uses() as used:  # All of it is there: it is only read.
+        with work.uses() as names:  # All of it is there: it is only read.
             make_set(config, work, prepared, name, seed, data_mesh())
-        total["seconds"] += sum(seconds.get(part, 0) for part in set(used))
-        total["flops"] += sum(operations.get(part, 0) for part in set(used))
+        used += set(names)
     return {
-        "seconds": round(total["seconds"] / len(seeds), 1),
-        "flops": total["flops"] / len(seeds),
+        "seconds": round(sum(seconds.get(part, 0) for part in used) / len(seeds), 1),
+        "flops": sum(operations.get(part, 0) for part in used) / len(seeds),
     }
 
 
