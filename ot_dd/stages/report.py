@@ -214,13 +214,13 @@ def _tiles(results: dict, rows: Sequence[Row]) -> list[Html]:
     if results.get("label_robust_score") is not None:
         tile(
             f"{results['label_robust_score']:.1f}",
-            "DD-Ranking's label-robust score: what hard labels keep of all images, and what "
-            "soft ones gain over random images; 26.9 is neither loss nor gain",
+            "DD-Ranking's label-robust score; 26.9: nothing lost with hard labels, nor "
+            "gained over random images with soft ones",
         )
-    if method:
+    if method and method.image_bytes is None:
         tile(f"{method.ipc}", "distilled images per class")
-    if method and method.image_bytes is not None:
-        text = "of distilled images"
+    elif method:
+        text = f"of distilled images, {method.ipc} per class"
         if method.soft_label_bytes:
             text += f", and {_bytes(method.soft_label_bytes)} of soft labels"
         tile(_bytes(method.image_bytes), text)
