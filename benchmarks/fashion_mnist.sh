@@ -18,6 +18,9 @@ ladder() {
 
 table table_fashion_mnist --ipc=10 --sets=5 --students=$narrow \
     --names=ot_dd,no_lia,no_otm,identity_plan,no_otg,no_refine,mean_matching,real_start,random,kmeans,kmeans_features,herding,quantised,d4m,diffusion,minimax,igd
+table table_fashion_mnist_students --ipc=10 --sets=5 --seeds=1 \
+    --students=resnet18:stem=cifar:width=16,vit:patch=7:dim=96:depth=3:heads=4 \
+    --names=ot_dd,random,kmeans_features
 table table_fashion_mnist_ipc50 --ipc=50 --students=$narrow \
     --names=ot_dd,no_refine,mean_matching,random,kmeans_features,herding
 # Made when the transport in the students' loss weighed less, and plain samples were as

@@ -90,7 +90,8 @@ def comparison(found: dict) -> None:
             own = [s["geometry"] for s in part["sets"] if s["set"] == name]
             values = [f"{np.mean([g[k] for g in own]):.2f}" for k in names]
             print(f"| {found['titles'][name]} | {' | '.join(values)} |")
-        for protocol, student in columns:
+        ranked = len({s["set"] for s in part["sets"]}) >= _FEWEST
+        for protocol, student in columns if ranked else ():
             ranks = [part["correlations"][k][f"{protocol} {student}"] for k in names]
             print(
                 f"| *rank correlation with {protocol}, `{student}`* | {signs(ranks)} |"
@@ -124,6 +125,7 @@ def comparison(found: dict) -> None:
             print(f"| {protocol}, `{student}` | {signs(ranks)} |")
 
 
+_FEWEST = 5  # Kinds of sets that a rank correlation says anything of.
 # What the table of classes compares, and by which figures.
 _CLASS_SETS = ("ot_dd", "diffusion", "random")
 _CLASS_FIGURES = ("coverage", "recall", "diversity", "transport")
