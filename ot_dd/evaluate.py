@@ -63,11 +63,19 @@ def main(argv):
 
 def _judge():
     from ot_dd.checkpoint import write_json
+    from ot_dd.config import ConfigError, nearest
     from ot_dd.stages._summary import METHOD, as_json, find_reference
-    from ot_dd.stages.evaluation import evaluate
+    from ot_dd.stages.evaluation import evaluate, parse_sets
     from ot_dd.stages.report import print_table, summarise
 
     config = _CONFIG.value
+    judged = [name for name, _, _ in parse_sets(_DISTILLED.value, ())]
+    judged += _BASELINES.value
+    if _REFERENCE.value and _REFERENCE.value not in judged:
+        raise ConfigError(
+            f"--reference is {_REFERENCE.value!r}{nearest(_REFERENCE.value, judged)}; "
+            f"judged are {', '.join(judged)}"
+        )
     found = evaluate(
         config,
         Path(_WORKDIR.value or Path("out") / config.name),

@@ -38,8 +38,10 @@ def distil(
         )  # fmt: skip
     else:
         start = make_set(config, workdir, prepared, config.refine.start, seed, mesh)
-        # Where the start has no chance in it, refinement still has.
-        start = start._replace(seed=seed, key=fingerprint(start.key, seed))
+        # Where the start has no chance in it, refinement still has; and its images may
+        # not depend on the networks that refine them.
+        key = fingerprint(start.key, seed, prepared.key)
+        start = start._replace(seed=seed, key=key)
     if not refined:
         return start
     return refine(config, workdir, prepared, start, name=name)

@@ -195,8 +195,10 @@ def _transport(config, workdir, prepared, sets):
                 costs.append(ot.exact(cost))
             return {"per_class": costs}
 
-        name = f"transport-{made.name}-{made.seed}-{fingerprint(made.key, size)}"
-        return workdir.json(name, make)
+        own = fingerprint(
+            made.key, prepared.key, size
+        )  # Latents are the autoencoder's.
+        return workdir.json(f"transport-{made.name}-{made.seed}-{own}", make)
 
     per_class = np.array([of_set(made)["per_class"] for made in sets])
     return {

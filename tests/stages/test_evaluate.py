@@ -275,6 +275,10 @@ def test_the_command_prints_and_writes(tmp_path, dataset):
     )  # fmt: skip
     assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
     assert "no directory of images" in wrong.stderr
+    wrong = subprocess.run(
+        [*command, "--reference=randon"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert wrong.returncode == 2 and "did you mean 'random'" in wrong.stderr
 
 
 def test_the_table_has_every_set_and_prints(tmp_path):

@@ -104,6 +104,11 @@ def test_real_images_may_be_the_start(ready):
     assert 1e-4 < moved.max() <= made.refine.steps * rate * 1.01  # Adam's largest steps
     made.refine.steps = 0
     assert (distil(made, work, prepared, seed=1).images == real.images).all()
+    # Random rows are those of the data; what refines them is not, and names the result.
+    others = prepared._replace(key="other networks")
+    assert make_set(made, work, others, "random", seed=1).key == real.key
+    keys = {distil(made, work, p, seed=1).key for p in (prepared, others)}
+    assert len(keys) == 2 and real.key not in keys
 
 
 def test_no_steps_leave_the_set_as_it_is(ready):
