@@ -48,8 +48,9 @@ class Difference(NamedTuple):
 
     `low` and `high` bound its 95 % interval, Student's or Welch's; like `standard_error`
     they are None when a side has a single unit. `unit` says what the interval
-    generalises over. `bootstrap` is the 95 % percentile interval over resampled units, which is too
-    narrow for a handful of them (it leaves the tails out), and so decides nothing.
+    generalises over. `bootstrap` is the 95 % percentile interval over resampled units,
+    which is too narrow for a handful of them (it leaves the tails out), and so decides
+    nothing.
     """
 
     mean: float
