@@ -93,6 +93,8 @@ def exit_code(work: Callable[[], object], *, saves: bool = True) -> int:
             signal.signal(signal.SIGINT, interrupted)
     try:
         work()
+        if signal.getsignal(signal.SIGINT) is interrupted:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # All is done and written.
         return 0
     except _MISTAKES_AT_WORK as error:
         if os.environ.get("OT_DD_DEBUG"):
