@@ -14,15 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from ot_dd.stages.vocabulary import CHANGES
+from ot_dd.stages.vocabulary import CHANGES, VARIANTS
 
 METHOD = "ot_dd"
 LABELS = ("hard", "soft")
-VARIANTS = {
-    "no_lia": "without LIA",
-    "no_otm": "without OT matching",
-    "identity_plan": "identity plan instead of OT",
-}
 
 
 class Statistic(NamedTuple):

@@ -19,7 +19,6 @@ from ot_dd.stages._figures import Figures
 from ot_dd.stages._html import Html, join, page, tag
 from ot_dd.stages._summary import (
     METHOD,
-    VARIANTS,
     Difference,
     Headline,
     Outcome,
@@ -32,6 +31,7 @@ from ot_dd.stages._summary import (
     short_title,
     summarise,
 )
+from ot_dd.stages.vocabulary import VARIANTS
 
 __all__ = [
     "Figures",

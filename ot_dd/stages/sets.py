@@ -1,5 +1,7 @@
 """Every set of images by its name: ours, its ablations and the baselines."""
 
+import functools
+import operator
 from functools import partial
 
 import jax
@@ -61,9 +63,9 @@ def make_set(
       mesh: devices for sampling.
     """
     if name == "ot_dd" or name in vocabulary.CHANGES:
-        changed = config.copy_and_resolve_references()
-        changed.update_from_flattened_dict(vocabulary.CHANGES.get(name, {}))
-        return distil(changed, workdir, prepared, seed=seed, mesh=mesh, name=name)
+        return distil(
+            _ablated(config, name), workdir, prepared, seed=seed, mesh=mesh, name=name
+        )
     if name == "prototypes":
         made = _made_of_real(config, workdir, prepared, "centroids", seed)
         return made._replace(name=name, weights=None)
@@ -87,6 +89,16 @@ def make_set(
             terms=terms.get(name, ()), mesh=mesh,
         )  # fmt: skip
     return _made_of_real(config, workdir, prepared, name, seed)
+
+
+def _ablated(config, name: str):
+    """Returns a copy of the config with the changes of one of `vocabulary.CHANGES`."""
+    changed = config.copy_and_resolve_references()
+    for field, value in vocabulary.CHANGES.get(name, {}).items():
+        if callable(value):
+            value = value(functools.reduce(operator.getitem, field.split("."), config))
+        changed.update_from_flattened_dict({field: value})
+    return changed
 
 
 def make_sets(

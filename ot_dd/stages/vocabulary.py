@@ -15,7 +15,8 @@ WITHOUT_GENERATOR = ("random", "kmeans_features", "herding", "kcenter", "collage
 # What refinement may start from: anything that has latents.
 STARTS = ("sampled", *(name for name in BASELINES if name != "collage"))
 
-# Ablations of the images: the full method with these fields changed.
+# Ablations of the images: the full method with these fields changed, to a value or to
+# what a function makes of the config's.
 CHANGES = {
     "no_otg": {"guidance.transport.strength": 0.0},
     "no_refine": {"refine.steps": 0},
@@ -26,10 +27,19 @@ CHANGES = {
     "noisy_latents": {"guidance.transport.space": "noisy"},
     "feature_guidance": {"guidance.transport.space": "features"},
     "l1_cost": {"guidance.transport.cost_fn": "l1"},
+    "weak_guidance": {"guidance.transport.strength": lambda strength: strength / 4},
+    "strong_guidance": {"guidance.transport.strength": lambda strength: strength * 4},
+    "late_guidance": {
+        "guidance.transport.window": lambda window: (0, max(window[0] - 1, 0))
+    },
     "real_start": {"refine.start": "kmeans_features"},
 }
 # Ablations of labels and loss: the full method's images, learned from otherwise.
-VARIANTS = ("no_lia", "no_otm", "identity_plan")
+VARIANTS = {
+    "no_lia": "without LIA",
+    "no_otm": "without OT matching",
+    "identity_plan": "identity plan instead of OT",
+}
 ABLATIONS = (*CHANGES, *VARIANTS)
 
 # The share of the schedule that D4M noises its prototypes to: the authors' 0.7.
@@ -61,6 +71,9 @@ TITLES = {
     "noisy_latents": "ot-dd, transport of noisy latents, not of clean predictions",
     "feature_guidance": "ot-dd, transport of features, not of clean predictions",
     "l1_cost": "ot-dd, l1 cost in guidance",
+    "weak_guidance": "ot-dd, a quarter of the guidance's strength",
+    "strong_guidance": "ot-dd, four times the guidance's strength",
+    "late_guidance": "ot-dd, guidance in the steps after its window instead",
     "real_start": "ot-dd, refinement of real images (k-means of features), not of samples",
     "no_lia": "ot-dd, labels by all teachers (no LIA)",
     "no_otm": "ot-dd, no transport in the student loss (no OTM)",

@@ -93,6 +93,25 @@ def test_plain_samples_have_a_guidance_scale_of_their_own(ready):
     assert kinds["igd", 0.0].key == kinds["igd", 3.0].key
 
 
+def test_ablations_of_guidance_change_what_the_config_says(ready):
+    work, prepared = ready
+    made = config()
+    low, high = made.guidance.transport.window
+    strength = made.guidance.transport.strength
+    for name, fields in (
+        ("weak_guidance", {"strength": strength / 4}),
+        ("strong_guidance", {"strength": strength * 4}),
+        ("late_guidance", {"window": (0, max(low - 1, 0))}),
+    ):
+        told = config()
+        told.guidance.transport.update(fields)
+        own = make_set(made, work, prepared, name, seed=0)
+        assert own.key == make_set(told, work, prepared, "ot_dd", seed=0).key
+        assert own.key != make_set(made, work, prepared, "ot_dd", seed=0).key
+    assert made.guidance.transport.strength == strength
+    assert made.guidance.transport.window == (low, high)
+
+
 def test_real_images_may_be_the_start(ready):
     work, prepared = ready
     made = config()
