@@ -5,10 +5,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 data=(--config=configs/fashion_mnist.py --workdir=out/fashion_mnist)
 narrow=convnet3:width=32
+residual=resnet18:stem=cifar:width=16
+transformer=vit:patch=7:dim=96:depth=3:heads=4
 
-table() {  # name of the JSON, then the arguments
-    .venv/bin/python -m benchmarks.table "${data[@]}" --protocols=edc_soft \
-        --json="docs/results/$1.json" "${@:2}"
+table() {  # name of the JSON, protocol, then the arguments
+    .venv/bin/python -m benchmarks.table "${data[@]}" --protocols="$2" \
+        --json="docs/results/$1.json" "${@:3}"
 }
 
 ladder() {
@@ -16,19 +18,20 @@ ladder() {
         --students=convnet3:width=128 --json="docs/results/$1.json" "${@:2}"
 }
 
-table table_fashion_mnist --ipc=10 --sets=5 --students=$narrow \
-    --names=ot_dd,no_lia,no_otm,identity_plan,no_otg,no_refine,mean_matching,real_start,random,kmeans,kmeans_features,herding,quantised,d4m,diffusion,minimax,igd
-table table_fashion_mnist_students --ipc=10 --sets=5 --seeds=1 \
-    --students=resnet18:stem=cifar:width=16,vit:patch=7:dim=96:depth=3:heads=4 \
-    --names=ot_dd,random,kmeans_features
-table table_fashion_mnist_ipc50 --ipc=50 --students=$narrow \
+table table_fashion_mnist edc_soft --ipc=10 --sets=5 --students=$narrow \
+    --names=ot_dd,no_lia,no_otm,identity_plan,no_otg,no_refine,mean_matching,real_start,random,random_decoded,kmeans,kmeans_features,herding,kcenter,el2n,collage,prototypes,quantised,d4m,diffusion,minimax,igd
+table table_fashion_mnist_transport edc_soft --ipc=10 --students=$narrow \
+    --names=ot_dd,mean_matching,balanced_transport,sharp_transport,no_otg,greedy,noisy_latents,feature_guidance,l1_cost,weak_guidance,strong_guidance,late_guidance
+table table_fashion_mnist_hard dc_hard --ipc=10 --students=$narrow \
+    --names=ot_dd,no_otg,no_refine,mean_matching,real_start,random,kmeans,kmeans_features,herding,kcenter,el2n,quantised,d4m,diffusion,minimax,igd
+table table_fashion_mnist_students edc_soft --ipc=10 --sets=5 --seeds=1 \
+    --students=$residual,$transformer --names=ot_dd,random,kmeans_features
+table table_fashion_mnist_students_hard dc_hard --ipc=10 --seeds=1 \
+    --students=$transformer,$residual --names=ot_dd,random,kmeans_features,igd
+table table_fashion_mnist_ipc50 edc_soft --ipc=50 --students=$narrow \
     --names=ot_dd,no_refine,mean_matching,random,kmeans_features,herding
-# Made when the transport in the students' loss weighed less, and plain samples were as
-# little guided as ours.
-table table_fashion_mnist_ipc1 --ipc=1 --config.student.ot_weight=0.1 \
-    --config.denoiser.plain_guidance_scale=0.0 \
-    --students=$narrow,vit:patch=7:dim=96:depth=3:heads=4 \
-    --names=ot_dd,no_otg,no_refine,mean_matching,balanced_transport,random,kmeans,kmeans_features,herding,prototypes,d4m,diffusion,minimax
+table table_fashion_mnist_ipc1 dc_hard,edc_soft --ipc=1 --students=$narrow,$transformer \
+    --names=ot_dd,no_otg,no_refine,mean_matching,balanced_transport,real_start,random,kmeans,kmeans_features,herding,prototypes,quantised,d4m,diffusion,minimax,igd
 ladder ladder_fashion_mnist --baselines=ot_dd,random --sets=3
 ladder ladder_fashion_mnist_ipc1 --config.ipc=1 --baselines=ot_dd,random,herding --sets=5
 .venv/bin/python docs/tables.py --page=docs/results.md
