@@ -225,7 +225,10 @@ def _d4m(config, workdir, prepared, name, seed):
     """
     start = _made_of_real(config, workdir, prepared, "centroids", seed)
     weights = start.weights if name == "quantised" else None
-    key = fingerprint(start.key, config.sampler, vocabulary.D4M_STRENGTH)
+    # The noise has the seed in it, even where the prototypes have no chance.
+    key = fingerprint(
+        start.key, config.sampler, vocabulary.D4M_STRENGTH, config.seed, seed
+    )
 
     def make():
         shape = start.latents.shape

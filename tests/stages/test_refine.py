@@ -93,6 +93,16 @@ def test_plain_samples_have_a_guidance_scale_of_their_own(ready):
     assert kinds["igd", 0.0].key == kinds["igd", 3.0].key
 
 
+def test_one_prototype_is_always_alike_and_what_is_sampled_from_it_is_not(ready):
+    work, prepared = ready
+    made = config()
+    made.ipc = 1
+    for name, alike in (("prototypes", True), ("d4m", False), ("quantised", False)):
+        one, two = (make_set(made, work, prepared, name, seed=s) for s in (0, 1))
+        assert (one.images == two.images).all() == alike
+        assert (one.key == two.key) == alike
+
+
 def test_ablations_of_guidance_change_what_the_config_says(ready):
     work, prepared = ready
     made = config()
