@@ -26,7 +26,7 @@ table table_fashion_mnist_hard dc_hard --ipc=10 --students=$narrow \
     --names=ot_dd,no_otg,no_refine,mean_matching,real_start,random,kmeans,kmeans_features,herding,kcenter,el2n,quantised,d4m,diffusion,minimax,igd
 table table_fashion_mnist_students edc_soft --ipc=10 --sets=5 --seeds=1 \
     --students=$residual,$transformer --names=ot_dd,random,kmeans_features
-table table_fashion_mnist_students_hard dc_hard --ipc=10 --seeds=1 \
+table table_fashion_mnist_students_hard dc_hard --ipc=10 --sets=5 --seeds=1 \
     --students=$transformer,$residual --names=ot_dd,random
 table table_fashion_mnist_ipc50 edc_soft --ipc=50 --students=$narrow \
     --names=ot_dd,no_refine,mean_matching,random,kmeans_features,herding
