@@ -23,7 +23,7 @@ table table_fashion_mnist edc_soft --ipc=10 --sets=5 --students=$narrow \
 table table_fashion_mnist_transport edc_soft --ipc=10 --students=$narrow \
     --names=ot_dd,mean_matching,balanced_transport,sharp_transport,no_otg,greedy,noisy_latents,feature_guidance,l1_cost,weak_guidance,strong_guidance,late_guidance
 table table_fashion_mnist_hard dc_hard --ipc=10 --students=$narrow \
-    --names=ot_dd,no_otg,no_refine,mean_matching,real_start,random,kmeans,kmeans_features,herding,kcenter,el2n,quantised,d4m,diffusion,minimax,igd
+    --names=ot_dd,no_otg,no_refine,mean_matching,real_start,random,random_decoded,kmeans,kmeans_features,herding,kcenter,el2n,collage,prototypes,quantised,d4m,diffusion,minimax,igd
 table table_fashion_mnist_students edc_soft --ipc=10 --sets=5 --seeds=1 \
     --students=$residual,$transformer --names=ot_dd,random,kmeans_features
 table table_fashion_mnist_students_hard dc_hard --ipc=10 --sets=5 --seeds=1 \
