@@ -1,8 +1,7 @@
 """Every set of images by its name: ours, its ablations and the baselines."""
 
-import functools
 import operator
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +95,7 @@ def _ablated(config, name: str):
     changed = config.copy_and_resolve_references()
     for field, value in vocabulary.CHANGES.get(name, {}).items():
         if callable(value):
-            value = value(functools.reduce(operator.getitem, field.split("."), config))
+            value = value(reduce(operator.getitem, field.split("."), config))
         changed.update_from_flattened_dict({field: value})
     return changed
 

@@ -195,9 +195,8 @@ def _transport(config, workdir, prepared, sets):
                 costs.append(ot.exact(cost))
             return {"per_class": costs}
 
-        own = fingerprint(
-            made.key, prepared.key, size
-        )  # Latents are the autoencoder's.
+        # Latents are the autoencoder's.
+        own = fingerprint(made.key, prepared.key, size)
         return workdir.json(f"transport-{made.name}-{made.seed}-{own}", make)
 
     per_class = np.array([of_set(made)["per_class"] for made in sets])
