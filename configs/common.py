@@ -104,8 +104,10 @@ def base(name: str) -> ConfigDict:
             epsilon_end=0.0, tau=1.0, pool=0,
             # views: augmented copies of every synthetic image in a step; anchor_weight: of
             # the squared way from the start; class_weight: of the cross-entropy of the
-            # trained networks among `features` (IDM: Zhao et al., CVPR 2023).
-            views=1, anchor_weight=0.0, class_weight=0.0, save_every=50,
+            # trained networks among `features` (IDM: Zhao et al., CVPR 2023), at most
+            # at class_weight_max_ipc images per class (0: at any number).
+            views=1, anchor_weight=0.0, class_weight=0.0, class_weight_max_ipc=0,
+            save_every=50,
         )
     )  # fmt: skip
     config.parallel = ConfigDict(

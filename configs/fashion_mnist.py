@@ -35,7 +35,7 @@ def get_config(arg=None):
     config.student.options = dict(width=32)
     config.refine.features = ("surrogate", "fresh:convnet")
     config.refine.steps, config.refine.views = 300, 3
-    config.refine.class_weight = 2.0
+    config.refine.class_weight, config.refine.class_weight_max_ipc = 2.0, 10
     config.refine.epsilon, config.refine.tau = 0.5, 0.2
     config.student.ce_weight, config.student.evaluations = 0.1, 2
     config.student.ot_weight = 2.0

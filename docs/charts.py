@@ -103,9 +103,60 @@ def compute(found: dict) -> plt.Figure:
     return figure
 
 
+def sets(*tables: dict) -> plt.Figure:
+    """Draws what every kind of set reaches, hard labels and soft, a panel for each IPC."""
+    from ot_dd.stages.vocabulary import TITLES
+
+    student = tables[0]["table"][0]["student"]
+    scores: dict = {}
+    for record in (r for found in tables for r in found["table"]):
+        if record["student"] == student:
+            seeds = scores.setdefault(record["ipc"], {}).setdefault(
+                (record["labels"], record["set"]), {}
+            )
+            seeds.setdefault(record["set_seed"], []).append(100 * record["accuracy"])
+    kinds = {name for found in scores.values() for _, name in found}
+    named = [name for name in TITLES if name in kinds][::-1]
+    figure, axes = plt.subplots(
+        1, len(scores), figsize=(11, 0.24 * len(named) + 0.9), sharey=True,
+        layout="constrained",
+    )  # fmt: skip
+    for axis, ipc in zip(axes, sorted(scores), strict=True):
+        for (labels, name), seeds in scores[ipc].items():
+            means = [np.mean(values) for values in seeds.values()]
+            axis.errorbar(
+                np.mean(means), named.index(name), capsize=2, linewidth=1, markersize=5,
+                xerr=np.std(means, ddof=1) if len(means) > 1 else None,
+                **_MARKS[labels],
+            )  # fmt: skip
+            if name == "ot_dd":
+                axis.axvline(
+                    np.mean(means), color=_MARKS[labels]["color"], alpha=0.4, zorder=1
+                )
+        axis.set(title=f"{ipc} per class", xlabel="test accuracy, %")
+    axes[0].set_yticks(range(len(named)), [TITLES[name] for name in named], fontsize=7)
+    axes[0].set_ylim(-0.6, len(named) - 0.4)
+    for labels, look in _MARKS.items():
+        axes[-1].plot([], [], linestyle="", label=f"{labels} labels", **look)
+    axes[-1].legend(fontsize=7, loc="best")
+    return figure
+
+
+_MARKS = {
+    "hard": {"color": "tab:blue", "marker": "s"},
+    "soft": {"color": "tab:orange", "marker": "o"},
+}
+
 CHARTS = {
-    "transport.svg": (transport, "docs/transport_fashion_mnist.json"),
-    "compute.svg": (compute, "docs/results/table_fashion_mnist.json"),
+    "transport.svg": (transport, ["docs/transport_fashion_mnist.json"]),
+    "compute.svg": (compute, ["docs/results/table_fashion_mnist.json"]),
+    "sets.svg": (
+        sets,
+        [
+            f"docs/results/table_fashion_mnist{part}.json"
+            for part in ("", "_hard", "_transport", "_ipc1", "_ipc50")
+        ],
+    ),
 }
 
 
@@ -113,8 +164,8 @@ def main(directory: Path = ROOT / "docs") -> None:
     """Writes every chart into a directory."""
     plt.switch_backend("svg")
     with plt.rc_context(LOOK):
-        for name, (draw, source) in CHARTS.items():
-            figure = draw(json.loads((ROOT / source).read_text()))
+        for name, (draw, sources) in CHARTS.items():
+            figure = draw(*(json.loads((ROOT / s).read_text()) for s in sources))
             figure.savefig(directory / name, metadata={"Date": None})
             plt.close(figure)
 

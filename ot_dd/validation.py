@@ -59,6 +59,7 @@ _LEAST = {
     "refine.save_every": 1,
     "refine.epsilon_end": 0.0,
     "refine.class_weight": 0.0,
+    "refine.class_weight_max_ipc": 0,
     "refine.anchor_weight": 0.0,
     "refine.clip": 0.0,
     "lia.views": 0,

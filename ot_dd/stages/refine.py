@@ -51,7 +51,7 @@ def refine(
     Returns:
       The refined set.
     """
-    settings = config.refine
+    settings = _settings_of(config)
     name = name or start.name
     if not settings.steps:
         return start._replace(name=name)
@@ -158,6 +158,18 @@ def trace_refinement(config, num_classes: int, pool: tuple, fixed: "Fixed", mesh
     )[0]  # fmt: skip
 
 
+def _settings_of(config):
+    """Returns the settings as they hold for the config's images per class.
+
+    A rule that changes nothing at this size is no part of a set's name.
+    """
+    settings = config.refine.to_dict()
+    most = settings.pop("class_weight_max_ipc")
+    if most and config.ipc > most:
+        settings["class_weight"] = 0.0
+    return FrozenConfigDict(settings)
+
+
 def _view_config(config):
     return augment_config(config.data.augment)._replace(cutmix=0.0)
 
@@ -166,8 +178,8 @@ def _program_of(config, shape, surrogate):
     """Returns `_program` for a config and `(classes, ipc)`."""
     checkpoints = jax.tree.leaves(surrogate.params)[0].shape[0]
     return _program(
-        FrozenConfigDict(config.refine), _view_config(config), config.sampler.name,
-        shape, checkpoints,
+        _settings_of(config), _view_config(config), config.sampler.name, shape,
+        checkpoints,
     )  # fmt: skip
 
 

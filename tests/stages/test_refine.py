@@ -178,6 +178,24 @@ def test_the_class_term_lowers_the_cross_entropy_of_trained_networks(ready):
     assert cross_entropy(end) < cross_entropy(without) - 0.02
 
 
+def test_the_class_term_ends_above_its_number_of_images(ready):
+    work, prepared = ready
+    made = config()
+    made.refine.steps = 2
+    start = sample(made, work, prepared, name="guided", seed=0, terms=())
+
+    def key(**changes):
+        changed = made.copy_and_resolve_references()
+        changed.refine.update({"features": ("teachers",), **changes})
+        return refine(changed, work, prepared, start).key
+
+    weighted, plain = key(class_weight=2.0), key(class_weight=0.0)
+    assert weighted != plain
+    ipc = made.ipc
+    assert key(class_weight=2.0, class_weight_max_ipc=ipc) == weighted
+    assert key(class_weight=2.0, class_weight_max_ipc=ipc - 1) == plain
+
+
 def test_features_that_are_kept_are_those_of_the_pool(ready):
     work, prepared = ready
     settings = config().refine
