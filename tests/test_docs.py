@@ -32,6 +32,7 @@ def test_code_on_the_page_runs(page):
         ("docs/tuning.md", "docs/transport_fashion_mnist.json"),
         ("docs/tuning.md", "docs/refinement_fashion_mnist.json"),
         ("docs/tuning.md", "docs/recipe_fashion_mnist.json"),
+        ("docs/tuning.md", "docs/class_term_fashion_mnist.json"),
         ("docs/tuning.md", "docs/students_fashion_mnist.json"),
         ("docs/tuning.md", "docs/baselines_fashion_mnist.json"),
         ("docs/tuning.md", "docs/baselines_digits.json"),
