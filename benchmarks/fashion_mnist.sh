@@ -29,7 +29,9 @@ table table_fashion_mnist_students edc_soft --ipc=10 --sets=5 --seeds=1 \
 table table_fashion_mnist_students_hard dc_hard --ipc=10 --sets=5 --seeds=1 \
     --students=$transformer,$residual --names=ot_dd,random
 table table_fashion_mnist_ipc50 edc_soft --ipc=50 --students=$narrow \
-    --names=ot_dd,no_refine,mean_matching,random,kmeans_features,herding
+    --names=ot_dd,no_otg,no_refine,mean_matching,random,kmeans_features,herding,diffusion,igd
+table table_fashion_mnist_ipc50_hard dc_hard --ipc=50 --seeds=1 --students=$narrow \
+    --names=ot_dd,no_otg,no_refine,mean_matching,random,kmeans,kmeans_features,herding,kcenter,el2n,diffusion,igd
 table table_fashion_mnist_ipc1 dc_hard,edc_soft --ipc=1 --students=$narrow,$transformer \
     --names=ot_dd,no_otg,no_refine,mean_matching,balanced_transport,real_start,random,kmeans,kmeans_features,herding,prototypes,quantised,d4m,diffusion,minimax,igd
 ladder ladder_fashion_mnist --baselines=ot_dd,random --sets=3

@@ -154,7 +154,7 @@ CHARTS = {
         sets,
         [
             f"docs/results/table_fashion_mnist{part}.json"
-            for part in ("", "_hard", "_transport", "_ipc1", "_ipc50")
+            for part in ("", "_hard", "_transport", "_ipc1", "_ipc50", "_ipc50_hard")
         ],
     ),
 }

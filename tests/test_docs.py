@@ -44,6 +44,7 @@ def test_code_on_the_page_runs(page):
         ("docs/results.md", "docs/results/table_fashion_mnist.json"),
         ("docs/results.md", "docs/results/table_fashion_mnist_ipc1.json"),
         ("docs/results.md", "docs/results/table_fashion_mnist_ipc50.json"),
+        ("docs/results.md", "docs/results/table_fashion_mnist_ipc50_hard.json"),
         ("docs/results.md", "docs/results/table_fashion_mnist_students.json"),
         ("docs/results.md", "docs/results/table_fashion_mnist_students_hard.json"),
         ("docs/results.md", "docs/results/table_fashion_mnist_transport.json"),
