@@ -11,9 +11,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from ot_dd.stages._summary import METHOD, spread
+from ot_dd.stages.vocabulary import CHANGES, TITLES
+
 ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:  # a script sees its own directory only
-    sys.path.insert(0, str(ROOT))
 
 LOOK = {
     "svg.hashsalt": "ot-dd", "svg.fonttype": "none", "font.size": 9,
@@ -75,8 +77,6 @@ def transport(trials: list[dict]) -> plt.Figure:
 
 def compute(found: dict) -> plt.Figure:
     """Draws what the students of every set reach against the seconds that made it."""
-    from ot_dd.stages.vocabulary import CHANGES, TITLES
-
     figure, axis = plt.subplots(figsize=(9, 4.2), layout="constrained")
     costs = found["geometry"][0]["cost"]
     scores = {
@@ -85,9 +85,9 @@ def compute(found: dict) -> plt.Figure:
     }
     ranked = sorted(costs, key=lambda name: -np.mean(scores[name]))
     for place, name in enumerate(ranked, 1):
-        ours = name == "ot_dd" or name in CHANGES
+        ours = name == METHOD or name in CHANGES
         x, y = max(costs[name]["seconds"], 0.1), np.mean(scores[name])
-        ink = "tab:red" if name == "ot_dd" else "tab:orange" if ours else "tab:blue"
+        ink = "tab:red" if name == METHOD else "tab:orange" if ours else "tab:blue"
         axis.errorbar(
             x, y, np.std(scores[name], ddof=1), marker="o", markersize=11, color=ink,
             capsize=2, linewidth=1, alpha=0.75, label=f"{place}  {TITLES[name]}",
@@ -105,16 +105,14 @@ def compute(found: dict) -> plt.Figure:
 
 def sets(*tables: dict) -> plt.Figure:
     """Draws what every kind of set reaches, hard labels and soft, a panel for each IPC."""
-    from ot_dd.stages.vocabulary import TITLES
-
     student = tables[0]["table"][0]["student"]
     scores: dict = {}
     for record in (r for found in tables for r in found["table"]):
         if record["student"] == student:
-            seeds = scores.setdefault(record["ipc"], {}).setdefault(
-                (record["labels"], record["set"]), {}
-            )
-            seeds.setdefault(record["set_seed"], []).append(100 * record["accuracy"])
+            kind = record["labels"], record["set"]
+            runs = scores.setdefault(record["ipc"], {}).setdefault(kind, {})
+            seeds = record["set_seed"], record["student_seed"]
+            runs[seeds] = 100 * record["accuracy"]
     kinds = {name for found in scores.values() for _, name in found}
     named = [name for name in TITLES if name in kinds][::-1]
     figure, axes = plt.subplots(
@@ -122,17 +120,15 @@ def sets(*tables: dict) -> plt.Figure:
         layout="constrained",
     )  # fmt: skip
     for axis, ipc in zip(axes, sorted(scores), strict=True):
-        for (labels, name), seeds in scores[ipc].items():
-            means = [np.mean(values) for values in seeds.values()]
+        for (labels, name), runs in scores[ipc].items():
+            reached = spread(runs)
             axis.errorbar(
-                np.mean(means), named.index(name), capsize=2, linewidth=1, markersize=5,
-                xerr=np.std(means, ddof=1) if len(means) > 1 else None,
-                **_MARKS[labels],
+                reached.mean, named.index(name), xerr=reached.between, capsize=2,
+                linewidth=1, markersize=5, **_MARKS[labels],
             )  # fmt: skip
-            if name == "ot_dd":
-                axis.axvline(
-                    np.mean(means), color=_MARKS[labels]["color"], alpha=0.4, zorder=1
-                )
+            if name == METHOD:
+                color = _MARKS[labels]["color"]
+                axis.axvline(reached.mean, color=color, alpha=0.4, zorder=1)
         axis.set(title=f"{ipc} per class", xlabel="test accuracy, %")
     axes[0].set_yticks(range(len(named)), [TITLES[name] for name in named], fontsize=7)
     axes[0].set_ylim(-0.6, len(named) - 0.4)
