@@ -130,6 +130,9 @@ def base(name: str) -> ConfigDict:
             decays=(), ema=0.99, ce_weight=0.025, mse_weight=1.0, kl_weight=0.0,
             kl_temperature=20.0, ot_weight=0.1, temperature=2.0, epsilon=0.1,
             num_iters=20, plan="sinkhorn", evaluations=3,
+            # dsa: hard labels with DSA's augmentation in place of data.augment's; it
+            # mirrors images where that does.
+            dsa=False,
         )
     )  # fmt: skip
     config.study = ConfigDict(

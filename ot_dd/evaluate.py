@@ -28,7 +28,9 @@ _CONFIG = config_flag(
 )
 _DISTILLED = flags.DEFINE_list("distilled", [], "Folders to judge, as [name=]DIR.")
 _PROTOCOL = flags.DEFINE_string(
-    "protocol", "edc_soft", "dc_hard, minimax_hard, edc_soft, rded_soft or rd3."
+    "protocol",
+    "edc_soft",
+    "dc_hard, dsa_hard, minimax_hard, edc_soft, rded_soft or rd3.",
 )
 _STUDENTS = flags.DEFINE_list(
     "students", [], "Networks, as name[:option=value...]; default the protocol's."

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ot_dd import models
+from ot_dd import data, models
 from ot_dd.config import fingerprint, options
 from ot_dd.parallel import barrier, mesh_for, place, side_by_side
 from ot_dd.stages.artifacts import ImageSet, Prepared
@@ -24,9 +24,11 @@ def recipe_of(config, labels: str, **changes) -> Recipe:
     settings = options(config.student)
     fields = {name: settings[name] for name in Recipe._fields if name in settings}
     fields["decays"] = tuple(map(tuple, fields["decays"]))
-    return Recipe(
-        labels=labels, augment=augment_config(config.data.augment), **fields
-    )._replace(**changes)
+    augment = augment_config(config.data.augment)
+    if settings["dsa"] and labels == "hard":
+        kinds = data.DSA().kinds
+        augment = data.DSA(tuple(k for k in kinds if augment.flip or k != "flip"))
+    return Recipe(labels=labels, augment=augment, **fields)._replace(**changes)
 
 
 def evaluation_parts(images: np.ndarray, labels: np.ndarray):

@@ -56,6 +56,10 @@ _ADAMW = {
     "optimiser": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01, "decays": (),
     "zeta": 2.0, "batch_size": 50,
 }  # fmt: skip
+_DC = {
+    "optimiser": "sgd", "learning_rate": 0.01, "weight_decay": 5e-4,
+    "decays": ((0.5, 0.1),), "batch_size": 256, "ema": 0.0, "dsa": False,
+}  # fmt: skip
 _KL = _ADAMW | {
     "ema": 0.0, "ce_weight": 0.0, "mse_weight": 0.0, "ot_weight": 0.0, "kl_weight": 1.0,
     "kl_temperature": 20.0,
@@ -66,15 +70,22 @@ PROTOCOLS = {
     "dc_hard": Protocol(
         labels="hard",
         epochs=((_ANY, 1000),),
-        student={
-            "optimiser": "sgd", "learning_rate": 0.01, "weight_decay": 5e-4,
-            "decays": ((0.5, 0.1),), "batch_size": 256, "ema": 0.0,
-        },
+        student=_DC,
         augment={"cutmix": 0.0, "shift": 2, "jitter": 0.0},
         students=("convnet3",),
         teachers=0,
-        source="DC and DSA (Zhao & Bilen 2021): SGD 0.01, a tenth after half of 1,000 "
-        "epochs, batch 256; of DSA's augmentation the flip and the crop (as a shift)",
+        source="DC (Zhao et al., ICLR 2021), as DSA trains it: SGD 0.01, a tenth after half "
+        "of 1,000 epochs, batch 256; flip and crop (as a shift) alone",
+    ),
+    "dsa_hard": Protocol(
+        labels="hard",
+        epochs=((_ANY, 1000),),
+        student=_DC | {"dsa": True},
+        augment={},
+        students=("convnet3",),
+        teachers=0,
+        source="DSA (Zhao & Bilen, ICML 2021): as dc_hard, with all of its augmentation; "
+        "it fills by and adds brightness in units of the batch's mean and deviation",
     ),
     "minimax_hard": Protocol(
         labels="hard",
@@ -82,6 +93,7 @@ PROTOCOLS = {
         student={
             "optimiser": "sgd", "learning_rate": 0.01, "weight_decay": 5e-4,
             "decays": ((2 / 3, 0.2), (5 / 6, 0.2)), "batch_size": 64, "ema": 0.0,
+            "dsa": False,
         },
         augment=_RANDOM_CROP | {"jitter": 0.4, "cutmix": 1.0, "cutmix_alpha": 1.0},
         students=("convnet6", "resnet_ap10", "resnet18"),

@@ -44,7 +44,7 @@ class Recipe(NamedTuple):
       num_iters: see there.
       plan: see there.
       evaluations: evenly spaced evaluations; the last is the final accuracy.
-      augment: the augmentation of the views.
+      augment: the augmentation of the views; DSA's has no replay, and so hard labels.
     """
 
     labels: str
@@ -66,7 +66,7 @@ class Recipe(NamedTuple):
     num_iters: int
     plan: str
     evaluations: int
-    augment: data.AugmentConfig
+    augment: data.AugmentConfig | data.DSA
 
 
 class Curve(NamedTuple):
@@ -177,10 +177,11 @@ def _train_student(static, images, labels, weights, soft, view_key, key, evaluat
         )  # fmt: skip
         if recipe.labels == "hard":
             cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-            kept = weight * cross_entropy(logits, own)
-            other = mix.mix_index
-            mixed = weight[other] * cross_entropy(logits, own[other])
-            loss = mix.mix_ratio * kept + (1 - mix.mix_ratio) * mixed
+            loss = weight * cross_entropy(logits, own)
+            if mix is not None:
+                other = mix.mix_index
+                mixed = weight[other] * cross_entropy(logits, own[other])
+                loss = mix.mix_ratio * loss + (1 - mix.mix_ratio) * mixed
             distance = jnp.zeros(())
         else:
             target = (

@@ -18,7 +18,7 @@ def view_batch(
     epoch: jax.Array,
     batch: jax.Array,
     size: int,
-    config: data.AugmentConfig,
+    config: data.AugmentConfig | data.DSA,
 ):
     """Returns one augmented batch.
 
@@ -32,7 +32,8 @@ def view_batch(
       config: the augmentation.
 
     Returns:
-      Images `[size, h, w, c]`, labels `[size]`, and the `AugmentParams` used.
+      Images `[size, h, w, c]`, labels `[size]`, and the `AugmentParams` used, None
+      with DSA.
     """
     epoch_key = jax.random.fold_in(key, epoch)
     order = jax.random.permutation(jax.random.fold_in(epoch_key, 0), images.shape[0])
@@ -41,6 +42,8 @@ def view_batch(
     batch = images[rows]
     if batch.dtype == jnp.uint8:
         batch = data.to_float(batch)
+    if isinstance(config, data.DSA):
+        return data.dsa(view_key, batch, config), labels[rows], None
     augmented, params = data.augment(view_key, batch, config)
     return augmented, labels[rows], params
 

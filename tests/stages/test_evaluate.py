@@ -13,11 +13,12 @@ from PIL import Image
 
 from configs import digits
 from ot_dd.config import ConfigError
+from ot_dd.data import AugmentConfig
 from ot_dd.stages import vocabulary
 from ot_dd.stages.evaluation import evaluate, parse_sets, parse_student
 from ot_dd.stages.folders import read_image_set
 from ot_dd.stages.prepare import load_data
-from ot_dd.stages.train import evaluation_parts
+from ot_dd.stages.train import evaluation_parts, recipe_of
 from ot_dd.training.protocols import PROTOCOLS, apply_protocol
 
 pytestmark = pytest.mark.slow
@@ -165,7 +166,9 @@ def test_a_folder_that_does_not_fit_is_named(tmp_path, dataset, spoil, message):
         read_image_set(root, dataset, name="theirs")
 
 
-@pytest.mark.parametrize("name", ["dc_hard", "minimax_hard", "edc_soft", "rd3"])
+@pytest.mark.parametrize(
+    "name", ["dc_hard", "dsa_hard", "minimax_hard", "edc_soft", "rd3"]
+)
 def test_a_protocol_trains(tmp_path_factory, dataset, name):
     """At a few passes; the teachers are trained once for all of them."""
     shared = tmp_path_factory.getbasetemp() / "evaluate"
@@ -202,6 +205,13 @@ def test_protocols_say_what_their_sources_say():
     assert (made.student.optimiser, made.student.learning_rate) == ("sgd", 0.01)
     assert PROTOCOLS["minimax_hard"].epochs_for(50) == 1500
     assert PROTOCOLS["minimax_hard"].epochs_for(1000) == 500
+    apply_protocol(made, "dsa_hard", ipc=10, classes=10)
+    assert (made.student.steps, made.student.decays) == (1000, ((0.5, 0.1),))
+    kinds = recipe_of(made, "hard").augment.kinds
+    assert kinds == ("color", "crop", "cutout", "scale", "rotate")  # no flip for digits
+    assert isinstance(recipe_of(made, "soft").augment, AugmentConfig)
+    apply_protocol(made, "dc_hard", ipc=10, classes=10)
+    assert isinstance(recipe_of(made, "hard").augment, AugmentConfig)
     apply_protocol(made, "edc_soft", ipc=10, classes=10)
     assert made.student.steps == 300 * 2
     assert (made.student.ce_weight, made.student.ema) == (0.025, 0.99)
