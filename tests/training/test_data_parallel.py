@@ -106,14 +106,18 @@ recipe = Recipe(
     num_iters=20, plan="sinkhorn", evaluations=50, augment=AugmentConfig())
 soft = 2 * jax.random.normal(key, (2, 4, 64, 4))
 as_bytes = data.to_uint8(images / 4)
-student = train_student(
-    models.create("convnet", num_classes=4, width=16, depth=2), recipe, 2, as_bytes,
-    labels, jnp.ones(256), soft, key, key, (as_bytes[None, :64], labels[None, :64]),
-    mesh=parallel.local_mesh(), strategy=sys.argv[2])
+def student_of(recipe, soft):
+    return train_student(
+        models.create("convnet", num_classes=4, width=16, depth=2), recipe, 2, as_bytes,
+        labels, jnp.ones(256), soft, key, key, (as_bytes[None, :64], labels[None, :64]),
+        mesh=parallel.local_mesh(), strategy=sys.argv[2])
+student = student_of(recipe, soft)
+dsa = student_of(recipe._replace(labels="hard", augment=data.DSA()), None)
 print(json.dumps({
     "devices": jax.device_count(), "network": curve["loss"],
     "streamed": streamed_curve["loss"],
-    "student": student.loss.tolist(), "transport": student.transport.tolist()}))
+    "student": student.loss.tolist(), "transport": student.transport.tolist(),
+    "dsa": dsa.loss.tolist()}))
 """
 
 
@@ -138,7 +142,7 @@ def alone():
 def test_eight_devices_follow_the_curve_of_one(alone, strategy):
     found = losses(8, strategy)
     assert len(alone["network"]) == len(alone["student"]) == 50
-    for curve in ("network", "streamed", "student", "transport"):
+    for curve in ("network", "streamed", "student", "transport", "dsa"):
         np.testing.assert_allclose(found[curve], alone[curve], atol=1e-4)
     # It learns, and transport between batches is part of what it learns from.
     assert alone["network"][-1] < 0.5 * alone["network"][0]
