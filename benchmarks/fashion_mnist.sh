@@ -13,9 +13,9 @@ table() {  # name of the JSON, protocol, then the arguments
         --json="docs/results/$1.json" "${@:3}"
 }
 
-ladder() {
-    .venv/bin/python -m ot_dd.evaluate "${data[@]}" --protocol=dc_hard --seeds=1 \
-        --students=convnet3:width=128 --json="docs/results/$1.json" "${@:2}"
+ladder() {  # name of the JSON, protocol, then the arguments
+    .venv/bin/python -m ot_dd.evaluate "${data[@]}" --protocol="$2" --seeds=1 \
+        --students=convnet3:width=128 --json="docs/results/$1.json" "${@:3}"
 }
 
 table table_fashion_mnist edc_soft --ipc=10 --sets=5 --students=$narrow \
@@ -29,12 +29,13 @@ table table_fashion_mnist_students edc_soft --ipc=10 --sets=5 --seeds=1 \
 table table_fashion_mnist_students_hard dc_hard --ipc=10 --sets=5 --seeds=1 \
     --students=$transformer,$residual --names=ot_dd,random
 table table_fashion_mnist_ipc50 edc_soft --ipc=50 --students=$narrow \
-    --names=ot_dd,no_otg,no_refine,mean_matching,random,kmeans_features,herding,diffusion,igd
+    --names=ot_dd,no_lia,no_otm,identity_plan,no_otg,no_refine,mean_matching,real_start,random,random_decoded,kmeans,kmeans_features,herding,kcenter,el2n,collage,prototypes,quantised,d4m,diffusion,minimax,igd
 table table_fashion_mnist_ipc50_hard dc_hard --ipc=50 --seeds=1 --students=$narrow \
     --names=ot_dd,no_otg,no_refine,mean_matching,random,kmeans,kmeans_features,herding,kcenter,el2n,diffusion,igd
 table table_fashion_mnist_ipc1 dc_hard,edc_soft --ipc=1 --students=$narrow,$transformer \
     --names=ot_dd,no_otg,no_refine,mean_matching,balanced_transport,real_start,random,kmeans,kmeans_features,herding,prototypes,quantised,d4m,diffusion,minimax,igd
-ladder ladder_fashion_mnist --baselines=ot_dd,random --sets=3
-ladder ladder_fashion_mnist_ipc1 --config.ipc=1 --baselines=ot_dd,random,herding --sets=5
+ladder ladder_fashion_mnist dc_hard --baselines=ot_dd,random --sets=3
+ladder ladder_fashion_mnist_dsa dsa_hard --baselines=ot_dd,random --sets=5
+ladder ladder_fashion_mnist_ipc1 dc_hard --config.ipc=1 --baselines=ot_dd,random,herding --sets=5
 .venv/bin/python docs/tables.py --page=docs/results.md
 .venv/bin/python docs/charts.py

@@ -74,8 +74,8 @@ PROTOCOLS = {
         augment={"cutmix": 0.0, "shift": 2, "jitter": 0.0},
         students=("convnet3",),
         teachers=0,
-        source="DC (Zhao et al., ICLR 2021), as DSA trains it: SGD 0.01, a tenth after half "
-        "of 1,000 epochs, batch 256; flip and crop (as a shift) alone",
+        source="DC and DSA (Zhao & Bilen 2021): SGD 0.01, a tenth after half of 1,000 "
+        "epochs, batch 256; of DSA's augmentation the flip and the crop (as a shift)",
     ),
     "dsa_hard": Protocol(
         labels="hard",
