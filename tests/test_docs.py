@@ -33,6 +33,7 @@ def test_code_on_the_page_runs(page):
         ("docs/tuning.md", "docs/refinement_fashion_mnist.json"),
         ("docs/tuning.md", "docs/recipe_fashion_mnist.json"),
         ("docs/tuning.md", "docs/class_term_fashion_mnist.json"),
+        ("docs/tuning.md", "docs/augmentation_fashion_mnist.json"),
         ("docs/tuning.md", "docs/students_fashion_mnist.json"),
         ("docs/tuning.md", "docs/baselines_fashion_mnist.json"),
         ("docs/tuning.md", "docs/baselines_digits.json"),
@@ -50,6 +51,7 @@ def test_code_on_the_page_runs(page):
         ("docs/results.md", "docs/results/table_fashion_mnist_transport.json"),
         ("docs/results.md", "docs/results/table_fashion_mnist_hard.json"),
         ("docs/results.md", "docs/results/ladder_fashion_mnist.json"),
+        ("docs/results.md", "docs/results/ladder_fashion_mnist_dsa.json"),
         ("docs/results.md", "docs/results/ladder_fashion_mnist_ipc1.json"),
     ],
 )
