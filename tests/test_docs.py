@@ -37,6 +37,7 @@ def test_code_on_the_page_runs(page):
         ("docs/tuning.md", "docs/students_fashion_mnist.json"),
         ("docs/tuning.md", "docs/baselines_fashion_mnist.json"),
         ("docs/tuning.md", "docs/baselines_digits.json"),
+        ("docs/tuning.md", "docs/lia_fashion_mnist.json"),
         ("docs/tuning.md", "docs/otm_fashion_mnist.json"),
         ("docs/tuning.md", "docs/features_fashion_mnist.json"),
         ("docs/pods.md", "docs/results/plan_imagenet1k.json"),

@@ -75,7 +75,7 @@ TITLES = {
     "strong_guidance": "ot-dd, four times the guidance's strength",
     "late_guidance": "ot-dd, guidance in the steps after its window instead",
     "real_start": "ot-dd, refinement of real images (k-means of features), not of samples",
-    "no_lia": "ot-dd, labels by all teachers (no LIA)",
+    "no_lia": "ot-dd, labels by all teachers, or by one where LIA takes all (no LIA)",
     "no_otm": "ot-dd, no transport in the student loss (no OTM)",
     "identity_plan": "ot-dd, identity plan instead of OTM's",
 }
