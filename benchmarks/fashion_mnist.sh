@@ -31,7 +31,7 @@ table table_fashion_mnist_students_hard dc_hard --ipc=10 --sets=5 --seeds=1 \
 table table_fashion_mnist_ipc50 edc_soft --ipc=50 --students=$narrow \
     --names=ot_dd,no_lia,no_otm,identity_plan,no_otg,no_refine,mean_matching,real_start,random,random_decoded,kmeans,kmeans_features,herding,kcenter,el2n,collage,prototypes,quantised,d4m,diffusion,minimax,igd
 table table_fashion_mnist_ipc50_hard dc_hard --ipc=50 --seeds=1 --students=$narrow \
-    --names=ot_dd,no_otg,no_refine,mean_matching,real_start,random,kmeans,kmeans_features,herding,kcenter,el2n,d4m,diffusion,minimax,igd
+    --names=ot_dd,no_otg,no_refine,mean_matching,real_start,random,random_decoded,kmeans,kmeans_features,herding,kcenter,el2n,d4m,diffusion,minimax,igd
 table table_fashion_mnist_ipc1 dc_hard,edc_soft --ipc=1 --students=$narrow,$transformer \
     --names=ot_dd,no_otg,no_refine,mean_matching,balanced_transport,real_start,random,kmeans,kmeans_features,herding,prototypes,quantised,d4m,diffusion,minimax,igd
 ladder ladder_fashion_mnist dc_hard --baselines=ot_dd,random --sets=3
