@@ -103,10 +103,10 @@ def base(name: str) -> ConfigDict:
             # real batches of thousands (0: new networks in every step).
             epsilon_end=0.0, tau=1.0, pool=0,
             # views: augmented copies of every synthetic image in a step; anchor_weight: of
-            # the squared way from the start; class_weight: of the cross-entropy of the
-            # trained networks among `features` (IDM: Zhao et al., CVPR 2023), at most
-            # at class_weight_max_ipc images per class (0: at any number).
-            views=1, anchor_weight=0.0, class_weight=0.0, class_weight_max_ipc=0,
+            # the squared way from the start; class_weight_by_ipc: of the cross-entropy
+            # of the trained networks among `features` (IDM: Zhao et al., CVPR 2023),
+            # (least IPC, weight) pairs as in `lia`.
+            views=1, anchor_weight=0.0, class_weight_by_ipc=((1, 0.0),),
             save_every=50,
         )
     )  # fmt: skip

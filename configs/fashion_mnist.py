@@ -35,12 +35,13 @@ def get_config(arg=None):
     config.student.options = dict(width=32)
     config.refine.features = ("surrogate", "fresh:convnet")
     config.refine.steps, config.refine.views = 300, 3
-    config.refine.class_weight, config.refine.class_weight_max_ipc = 2.0, 10
+    config.refine.class_weight_by_ipc = ((1, 2.0), (10, 0.5), (11, 0.0))
     config.refine.epsilon, config.refine.tau = 0.5, 0.2
     config.student.ce_weight, config.student.evaluations = 0.1, 2
     config.student.ot_weight = 2.0
     config.student.steps, config.student.batch_size = 200, 50
     config.student.learning_rate, config.lia.views = 4e-3, 100
+    config.lia.teachers_by_ipc = ((1, 1),)
     for term in ("influence", "deviation", "transport"):
         config.guidance[term].window = (12, 19)
     config.guidance.terms = ("transport",)

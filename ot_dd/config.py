@@ -34,6 +34,21 @@ def options(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return {key: config[key] for key in config.keys()}
 
 
+def by_ipc(pairs: tuple[tuple[int, Any], ...], ipc: int) -> Any:
+    """Returns what holds at so many images per class.
+
+    Args:
+      pairs: `(least images per class, value)`, at least one; in any order.
+      ipc: images per class.
+
+    Returns:
+      The value of the last pair whose number is not above `ipc`; below all of them, that
+      of the first.
+    """
+    ladder = sorted(pairs)
+    return [ladder[0], *(pair for pair in ladder if pair[0] <= ipc)][-1][1]
+
+
 def parse_arg(arg: str | None, *allowed: str) -> set[str]:
     """Returns the switches of `--config=file.py:switch,switch`.
 

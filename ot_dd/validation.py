@@ -1,5 +1,7 @@
 """Everything about a config that can be known to be wrong before any work is done."""
 
+import math
+
 from ot_dd import diffusion, models
 from ot_dd.config import ConfigError, nearest
 from ot_dd.losses.students import PLANS
@@ -58,8 +60,6 @@ _LEAST = {
     "refine.num_iters": 1,
     "refine.save_every": 1,
     "refine.epsilon_end": 0.0,
-    "refine.class_weight": 0.0,
-    "refine.class_weight_max_ipc": 0,
     "refine.anchor_weight": 0.0,
     "refine.clip": 0.0,
     "lia.views": 0,
@@ -182,6 +182,8 @@ def _check_refine(config):
         want = "use 'fresh:<model>', 'surrogate' or 'teachers'"
         _need(known, "refine.features", name, want)
     _need(settings.features, "refine.features", (), "needs at least one network")
+    want = "needs (ipc, weight) pairs with weights of 0 or above"
+    _check_ladder(config, "refine.class_weight_by_ipc", (int, float), 0, math.inf, want)
     _need(0 < settings.tau <= 1, "refine.tau", settings.tau,
           "must be above 0 and at most 1 (balanced)")  # fmt: skip
     decoder = config.autoencoder.model != "identity" or settings.optimise != "decoder"
@@ -194,15 +196,22 @@ def _check_refine(config):
 
 def _check_labels(config):
     count = len(config.teachers.models)
-    ladder = tuple(config.lia.teachers_by_ipc)
+    want = f"needs (ipc, teachers) pairs with 1 to {count} teachers each"
+    _check_ladder(config, "lia.teachers_by_ipc", (int,), 1, count, want)
+
+
+def _check_ladder(config, field, types, least, most, want):
+    """Checks `(least images per class, value)` pairs."""
+    ladder = _get(config, field)
     fits = all(
         isinstance(pair, tuple)
-        and [type(n) for n in pair] == [int, int]
-        and 1 <= pair[1] <= count
+        and len(pair) == 2
+        and type(pair[0]) is int
+        and type(pair[1]) in types
+        and least <= pair[1] <= most
         for pair in ladder
     )
-    want = f"needs (ipc, teachers) pairs with 1 to {count} teachers each"
-    _need(ladder and fits, "lia.teachers_by_ipc", ladder, want)
+    _need(ladder and fits, field, ladder, want)
 
 
 def _check_lengths(config):

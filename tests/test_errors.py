@@ -73,6 +73,8 @@ FIELDS = [
     ({"refine.tau": 1.5}, "at most 1 (balanced)"),
     ({"refine.real_batch": 0}, "config.refine.real_batch is 0"),
     ({"refine.views": 0}, "config.refine.views is 0"),
+    ({"refine.class_weight_by_ipc": ((1, -1.0),)}, "with weights of 0 or above"),
+    ({"refine.class_weight_by_ipc": ()}, "needs (ipc, weight) pairs"),
     ({"parallel.strategy": "ddp"}, "must be one of replicate, fsdp"),
     ({"lia.teachers_by_ipc": ((1, 9),)}, "with 1 to 4 teachers each"),
     ({"lia.teachers_by_ipc": (1, 2)}, "needs (ipc, teachers) pairs"),

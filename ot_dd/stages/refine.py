@@ -18,7 +18,7 @@ import optax
 from ml_collections import FrozenConfigDict
 
 from ot_dd import data, models, ot
-from ot_dd.config import fingerprint
+from ot_dd.config import by_ipc, fingerprint
 from ot_dd.data import Stored, to_float, to_uint8
 from ot_dd.diffusion import SAMPLERS, Process
 from ot_dd.parallel import split
@@ -161,12 +161,11 @@ def trace_refinement(config, num_classes: int, pool: tuple, fixed: "Fixed", mesh
 def _settings_of(config):
     """Returns the settings as they hold for the config's images per class.
 
-    A rule that changes nothing at this size is no part of a set's name.
+    What holds at other numbers is no part of a set's name.
     """
     settings = config.refine.to_dict()
-    most = settings.pop("class_weight_max_ipc")
-    if most and config.ipc > most:
-        settings["class_weight"] = 0.0
+    weights = settings.pop("class_weight_by_ipc")
+    settings["class_weight"] = float(by_ipc(weights, config.ipc))
     return FrozenConfigDict(settings)
 
 

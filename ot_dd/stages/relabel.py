@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ot_dd.config import fingerprint
+from ot_dd.config import by_ipc, fingerprint
 from ot_dd.flops import traced_flops
 from ot_dd.parallel import mesh_for, place, split
 from ot_dd.stages.artifacts import ImageSet, Prepared
@@ -40,10 +40,8 @@ class SoftLabels(NamedTuple):
 
 
 def teachers_for(config, ipc: int) -> int:
-    """Returns the ensemble's size: that of the last entry whose IPC is not above."""
-    ladder = sorted(tuple(pair) for pair in config.lia.teachers_by_ipc)
-    fitting = [k for least, k in ladder if least <= ipc]
-    return fitting[-1] if fitting else ladder[0][1]
+    """Returns the ensemble's size at so many images per class."""
+    return by_ipc(config.lia.teachers_by_ipc, ipc)
 
 
 def views_of(config, count: int) -> tuple[int, int, int]:

@@ -140,6 +140,7 @@ def train(
                 "accuracy": float(scores[-1]),
                 "best_accuracy": float(scores.max()),
                 "seconds": round(seconds, 2),
+                "device": jax.devices()[0].device_kind,
                 "logit_transport": float(curve.transport[-1]),
                 "curve": [float(v) for v in scores],
             }

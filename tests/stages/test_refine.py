@@ -154,7 +154,7 @@ def test_the_class_term_lowers_the_cross_entropy_of_trained_networks(ready):
     made.refine.update(
         {
             "features": ("teachers",),
-            "class_weight": 1e4,
+            "class_weight_by_ipc": ((1, 1e4),),
             "views": 2,
             "steps": 40,
             "optimise": "pixels",
@@ -172,28 +172,29 @@ def test_the_class_term_lowers_the_cross_entropy_of_trained_networks(ready):
         ].mean()
 
     # The teacher has seen six batches: its cross-entropy is near log 3 everywhere.
-    made.refine.class_weight = 0.0
+    made.refine.class_weight_by_ipc = ((1, 0.0),)
     without = refine(made, work, prepared, start)
     assert cross_entropy(end) < cross_entropy(start) - 0.02
     assert cross_entropy(end) < cross_entropy(without) - 0.02
 
 
-def test_the_class_term_ends_above_its_number_of_images(ready):
+def test_the_class_term_is_that_of_the_images_per_class(ready):
     work, prepared = ready
     made = config()
     made.refine.steps = 2
     start = sample(made, work, prepared, name="guided", seed=0, terms=())
 
-    def key(**changes):
+    def key(*pairs):
         changed = made.copy_and_resolve_references()
-        changed.refine.update({"features": ("teachers",), **changes})
+        changed.refine.update({"features": ("teachers",), "class_weight_by_ipc": pairs})
         return refine(changed, work, prepared, start).key
 
-    weighted, plain = key(class_weight=2.0), key(class_weight=0.0)
+    weighted, plain = key((1, 2.0)), key((1, 0))
     assert weighted != plain
     ipc = made.ipc
-    assert key(class_weight=2.0, class_weight_max_ipc=ipc) == weighted
-    assert key(class_weight=2.0, class_weight_max_ipc=ipc - 1) == plain
+    assert key((ipc + 1, 0.0), (1, 2.0)) == weighted
+    assert key((1, 2.0), (ipc, 0.0)) == plain
+    assert key((ipc + 1, 2.0)) == weighted
 
 
 def test_features_that_are_kept_are_those_of_the_pool(ready):
