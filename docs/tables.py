@@ -108,12 +108,14 @@ def comparison(found: dict) -> None:
                 r for r in found["table"]
                 if (r["protocol"], r["student"], r["ipc"]) == (protocol, student, ipc)
             ]  # fmt: skip
-            seconds = np.mean([r["seconds"] for r in own])
+            # On an accelerator that several runs shared they say nothing.
+            alone = [r["seconds"] for r in own if r.get("device", "cpu") == "cpu"]
+            seconds = f"{np.mean(alone):.0f}" if alone else "–"
             operations = f"{own[0]['flops'] / 1e9:,.0f}"
             sizes = [own[0][k] / 1e6 for k in ("image_bytes", "soft_label_bytes")]
             stored = " | ".join(f"{size:.2g}" if size else "" for size in sizes)
             print(
-                f"| {protocol}, `{student}` | {operations} | {seconds:.0f} | {stored} |"
+                f"| {protocol}, `{student}` | {operations} | {seconds} | {stored} |"
             )
         print()
     if len(found["geometry"]) > 1:

@@ -25,6 +25,7 @@ def test_code_on_the_page_runs(page):
         ("README.md", "docs/results/digits.json"),
         ("README.md", "docs/results/fashion_mnist.json"),
         ("docs/sinkhorn.md", "benchmarks/sinkhorn.json"),
+        ("docs/sinkhorn.md", "benchmarks/sinkhorn_gpu.json"),
         ("docs/speed.md", "benchmarks/dit.json"),
         ("docs/speed.md", "benchmarks/students.json"),
         ("docs/tuning.md", "docs/tuning_digits.json"),
