@@ -114,9 +114,7 @@ def comparison(found: dict) -> None:
             operations = f"{own[0]['flops'] / 1e9:,.0f}"
             sizes = [own[0][k] / 1e6 for k in ("image_bytes", "soft_label_bytes")]
             stored = " | ".join(f"{size:.2g}" if size else "" for size in sizes)
-            print(
-                f"| {protocol}, `{student}` | {operations} | {seconds} | {stored} |"
-            )
+            print(f"| {protocol}, `{student}` | {operations} | {seconds} | {stored} |")
         print()
     if len(found["geometry"]) > 1:
         ranks_of = found["correlations_of_all"]
