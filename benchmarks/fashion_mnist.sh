@@ -33,8 +33,12 @@ table table_fashion_mnist_students_hard dc_hard --ipc=10 --students=$residual,$t
     --names="$hard"
 table table_fashion_mnist_ipc50 edc_soft --ipc=50 --students=$narrow --names="$soft"
 table table_fashion_mnist_ipc50_hard dc_hard --ipc=50 --students=$narrow --names="$hard"
-table table_fashion_mnist_ipc50_students edc_soft,dc_hard --ipc=50 --seeds=1 \
-    --students=$residual,$transformer --names=ot_dd,random
+table table_fashion_mnist_ipc50_students edc_soft --ipc=50 --seeds=1 \
+    --students=$residual,$transformer --names=ot_dd,random,kmeans_features,diffusion,igd
+table table_fashion_mnist_ipc50_transformer_hard dc_hard --ipc=50 --seeds=1 \
+    --students=$transformer --names=ot_dd,no_refine,random,kmeans_features,diffusion,igd
+table table_fashion_mnist_ipc50_resnet_hard dc_hard --ipc=50 --seeds=1 \
+    --students=$residual --names=ot_dd,random
 table table_fashion_mnist_ipc1 dc_hard,edc_soft --ipc=1 --students=$narrow,$transformer \
     --names=ot_dd,no_otg,no_refine,mean_matching,balanced_transport,real_start,random,kmeans,kmeans_features,herding,prototypes,quantised,d4m,diffusion,minimax,igd
 ladder ladder_fashion_mnist dc_hard --baselines=ot_dd,random --sets=5

@@ -53,6 +53,11 @@ def test_code_on_the_page_runs(page):
         ("docs/results.md", "docs/results/table_fashion_mnist_transport.json"),
         ("docs/results.md", "docs/results/table_fashion_mnist_hard.json"),
         ("docs/results.md", "docs/results/table_fashion_mnist_ipc50_students.json"),
+        (
+            "docs/results.md",
+            "docs/results/table_fashion_mnist_ipc50_transformer_hard.json",
+        ),
+        ("docs/results.md", "docs/results/table_fashion_mnist_ipc50_resnet_hard.json"),
         ("docs/results.md", "docs/results/ladder_fashion_mnist.json"),
         ("docs/results.md", "docs/results/ladder_fashion_mnist_ipc50.json"),
         ("docs/results.md", "docs/results/ladder_fashion_mnist_dsa_ipc50.json"),
