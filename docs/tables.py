@@ -108,7 +108,7 @@ def comparison(found: dict) -> None:
                 r for r in found["table"]
                 if (r["protocol"], r["student"], r["ipc"]) == (protocol, student, ipc)
             ]  # fmt: skip
-            # On an accelerator that several runs shared they say nothing.
+            # The column is of one core.
             alone = [r["seconds"] for r in own if r.get("device", "cpu") == "cpu"]
             seconds = f"{np.mean(alone):.0f}" if alone else "–"
             operations = f"{own[0]['flops'] / 1e9:,.0f}"
