@@ -18,7 +18,7 @@ ladder() {  # name of the JSON, protocol, then the arguments
         --students=convnet3:width=128 --json="docs/results/$1.json" "${@:3}"
 }
 
-hard=ot_dd,no_otg,no_refine,mean_matching,real_start,random,random_decoded,kmeans,kmeans_features,herding,kcenter,el2n,collage,prototypes,quantised,d4m,diffusion,minimax,igd
+hard=ot_dd,no_otg,no_refine,mean_matching,real_start,random,random_decoded,kmeans,kmeans_features,herding,kcenter,el2n,forgetting,collage,prototypes,quantised,d4m,diffusion,minimax,igd
 soft=ot_dd,no_lia,no_otm,identity_plan,${hard#ot_dd,}
 
 table table_fashion_mnist edc_soft --ipc=10 --sets=5 --seeds=5 --students=$narrow \

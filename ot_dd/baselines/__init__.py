@@ -5,6 +5,7 @@ from ot_dd.baselines.minimax import minimax_loss, remember
 from ot_dd.baselines.selection import (
     easiest_rows,
     el2n_scores,
+    forgetting_scores,
     herding_rows,
     kcenter_rows,
     kmeans_rows,
@@ -16,6 +17,7 @@ __all__ = [
     "collages",
     "easiest_rows",
     "el2n_scores",
+    "forgetting_scores",
     "herding_rows",
     "kcenter_rows",
     "kmeans_rows",

@@ -147,6 +147,20 @@ def el2n_scores(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.linalg.norm(errors, axis=-1).mean(0)
 
 
+def forgetting_scores(correct: np.ndarray) -> np.ndarray:
+    """Returns how often a network forgot each image (Toneva et al., ICLR 2019), `[n]`.
+
+    It forgets an image that it classified correctly at one moment of training and wrongly
+    at the next. One that it never classified correctly counts as forgotten without end.
+
+    Args:
+      correct: whether each image is classified correctly, `[moments, n]`.
+    """
+    correct = np.asarray(correct, bool)
+    forgotten = (correct[:-1] & ~correct[1:]).sum(0)
+    return np.where(correct.any(0), forgotten, np.inf)
+
+
 def _by_class(features, labels):
     """Yields each class's rows and their features in float64, `[rows, d]`."""
     for c in range(int(labels.max()) + 1):

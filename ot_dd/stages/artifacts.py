@@ -154,7 +154,7 @@ class Classifier:
 
 @flax.struct.dataclass
 class Surrogate:
-    """The surrogate's selected checkpoints along its training trajectory.
+    """Checkpoints of the surrogate along its training trajectory.
 
     Attributes:
       params: every leaf `[e, ...]`; the first is the random initialisation.
@@ -174,7 +174,8 @@ class Prepared(NamedTuple):
       latents: standardised latents of the training images `[n, ...]`.
       denoiser: the diffusion network.
       teachers: classifiers in the config's order.
-      surrogate: the trajectory for influence guidance and features.
+      surrogate: selected checkpoints, for influence guidance and features.
+      trajectory: the surrogate at the start and after every epoch, on the host.
       key: fingerprint of everything above.
       data_key: fingerprint of the data alone.
       teacher_keys: fingerprint of each teacher.
@@ -187,6 +188,7 @@ class Prepared(NamedTuple):
     denoiser: Denoiser
     teachers: tuple[Classifier, ...]
     surrogate: Surrogate
+    trajectory: Surrogate
     key: str
     data_key: str
     teacher_keys: tuple[str, ...]

@@ -17,7 +17,7 @@ from ot_dd import data, models
 from ot_dd.config import ConfigError, fingerprint, options, to_dict
 from ot_dd.data import Stored, Stream, to_float, to_uint8
 from ot_dd.losses.influence import ravel_gradient
-from ot_dd.parallel import gather_rows, local_mesh, place, side_by_side
+from ot_dd.parallel import gather_rows, local_mesh, place, side_by_side, to_host
 from ot_dd.stages import networks, pretrained
 from ot_dd.stages.artifacts import (
     Autoencoder,
@@ -61,7 +61,7 @@ def prepare(config, workdir: WorkDir, loaded=None) -> Prepared:
         denoiser, dn_note, dn_key = _denoiser(
             config, workdir, latents, train[1], ae_key
         )
-        surrogate, su_note, su_key = surrogate.result()
+        surrogate, trajectory, su_note, su_key = surrogate.result()
         trained += [other.result() for other in others]
     teachers, teacher_facts, teacher_key = zip(*trained)
     if autoencoder.module is not None:
@@ -76,6 +76,7 @@ def prepare(config, workdir: WorkDir, loaded=None) -> Prepared:
         denoiser=denoiser,
         teachers=teachers,
         surrogate=surrogate,
+        trajectory=to_host(trajectory),
         key=fingerprint(data_key, ae_key, dn_key, list(teacher_key), su_key),
         data_key=data_key,
         teacher_keys=teacher_key,
@@ -109,7 +110,8 @@ def prepare_teachers(config, workdir: WorkDir, count: int, loaded=None) -> Prepa
       loaded: what `load_data` returned, if it has been called.
 
     Returns:
-      A `Prepared` without autoencoder, latents, denoiser and surrogate.
+      A `Prepared` without autoencoder, latents, denoiser, surrogate and its
+      trajectory.
     """
     dataset, train, data_key = loaded or load_data(config)
     with side_by_side(workdir.metrics.stop) as submit:
@@ -121,7 +123,7 @@ def prepare_teachers(config, workdir: WorkDir, count: int, loaded=None) -> Prepa
     return Prepared(
         dataset=dataset, autoencoder=None, latents=None, denoiser=None,
         teachers=tuple(teacher for teacher, _, _ in trained), surrogate=None,
-        key=fingerprint(data_key, [key for _, _, key in trained]), data_key=data_key,
+        trajectory=None, key=fingerprint(data_key, [key for _, _, key in trained]), data_key=data_key,
         teacher_keys=tuple(key for _, _, key in trained),
         facts={"teachers": [note for _, note, _ in trained]},
     )  # fmt: skip
@@ -538,7 +540,7 @@ def _surrogate(config, workdir, train, data_key):
     kept = jnp.asarray(finished["kept"])
     every = network.artifact(state)
     chosen = jax.tree.map(lambda t: t[kept], every.params)
-    return every.replace(params=chosen), finished, key
+    return every.replace(params=chosen), every, finished, key
 
 
 def class_rows(labels, classes, size: int) -> np.ndarray:

@@ -197,6 +197,18 @@ def _el2n(prepared, labels, ipc, seed):
     return {"rows": baselines.easiest_rows(scores, labels, ipc)}
 
 
+def _forgetting(prepared, labels, ipc, seed):
+    images = prepared.dataset.train.images
+    predicted = in_batches(_predictions, (prepared.trajectory,), images)
+    scores = baselines.forgetting_scores(predicted.T == labels)
+    return {"rows": baselines.easiest_rows(-scores, labels, ipc)}
+
+
+def _predictions(surrogate, images):
+    """Returns `[b, checkpoints]`."""
+    return _probabilities(surrogate, images).argmax(-1)
+
+
 def _probabilities(surrogate, images):
     """Returns `[b, checkpoints, classes]`."""
 
@@ -280,7 +292,7 @@ def _collage(prepared, labels, ipc, seed):
 
 def without_seed(name: str, ipc: int) -> bool:
     """Tells whether nothing random is in a set: one of it is all there are."""
-    if name in ("herding", "kcenter", "el2n"):
+    if name in ("herding", "kcenter", "el2n", "forgetting"):
         return True
     # The centroid of a single cluster is the mean.
     return ipc == 1 and name in ("kmeans", "kmeans_features", "prototypes", "centroids")
@@ -294,6 +306,7 @@ _MAKERS = {
     "herding": _by_features(lambda f, y, ipc, seed: baselines.herding_rows(f, y, ipc)),
     "kcenter": _by_features(lambda f, y, ipc, seed: baselines.kcenter_rows(f, y, ipc)),
     "el2n": _el2n,
+    "forgetting": _forgetting,
     "centroids": _centroids,
     "collage": _collage,
 }

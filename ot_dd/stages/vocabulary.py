@@ -7,7 +7,8 @@ DIVERGENCES = ("sinkhorn", "distance", "mean")
 LABEL_MODES = ("stored", "online")
 BASELINES = (
     "random", "random_decoded", "kmeans", "kmeans_features", "herding", "kcenter",
-    "el2n", "collage", "prototypes", "quantised", "d4m", "diffusion", "minimax", "igd",
+    "el2n", "forgetting", "collage", "prototypes", "quantised", "d4m", "diffusion",
+    "minimax", "igd",
 )  # fmt: skip
 # Baselines of real images that need neither latents nor diffusion.
 WITHOUT_GENERATOR = ("random", "kmeans_features", "herding", "kcenter", "collage")
@@ -55,6 +56,7 @@ TITLES = {
     "herding": "real images by herding",
     "kcenter": "real images by greedy k-center",
     "el2n": "easiest real images by EL2N",
+    "forgetting": "real images that the surrogate forgot most often",
     "collage": "RDED: the easiest patches of real images",
     "prototypes": "decoded k-means centroids",
     "d4m": "D4M: k-means centroids, noised and sampled anew",

@@ -72,6 +72,13 @@ def test_el2n_by_hand():
     assert baselines.easiest_rows(scores, np.array([0, 0]), 1).tolist() == [[0]]
 
 
+def test_forgetting_by_hand():
+    moments = np.array([[0, 1, 0, 1], [1, 1, 0, 0], [0, 1, 0, 1], [1, 1, 0, 0]])
+    scores = baselines.forgetting_scores(moments)
+    np.testing.assert_array_equal(scores, [1, 0, np.inf, 2])
+    assert baselines.easiest_rows(-scores, np.zeros(4, int), 2).tolist() == [[2, 3]]
+
+
 def test_a_weighted_quantisation_is_closer_than_one_without_weights():
     rng = np.random.default_rng(0)
     shares = np.repeat([0.0, 8.0, 20.0], [70, 20, 10])

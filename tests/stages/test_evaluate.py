@@ -296,7 +296,8 @@ def test_the_table_has_every_set_and_prints(tmp_path):
     path = tmp_path / "table.json"
     names = (
         "no_refine", "feature_guidance", "minimax", "random", "kmeans_features",
-        "herding", "kcenter", "el2n", "collage", "prototypes", "quantised", "d4m",
+        "herding", "kcenter", "el2n", "forgetting", "collage", "prototypes", "quantised",
+        "d4m",
     )  # fmt: skip
     command = [
         sys.executable, "-m", "benchmarks.table", "--config=tests/stages/tiny.py",
@@ -308,11 +309,11 @@ def test_the_table_has_every_set_and_prints(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(path.read_text())
     (part,) = found["geometry"]
-    # Nothing random is in herding, k-center and EL2N: there is one set of each.
+    once = ("herding", "kcenter", "el2n", "forgetting")  # Nothing random is in these.
     wanted = [
         (name, seed)
         for name in names
-        for seed in range(1 if name in ("herding", "kcenter", "el2n") else 2)
+        for seed in range(1 if name in once else 2)
     ]
     assert [(s["set"], s["set_seed"]) for s in part["sets"]] == wanted
     assert [(r["set"], r["set_seed"]) for r in found["table"]] == wanted
