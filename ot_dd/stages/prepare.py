@@ -123,8 +123,8 @@ def prepare_teachers(config, workdir: WorkDir, count: int, loaded=None) -> Prepa
     return Prepared(
         dataset=dataset, autoencoder=None, latents=None, denoiser=None,
         teachers=tuple(teacher for teacher, _, _ in trained), surrogate=None,
-        trajectory=None, key=fingerprint(data_key, [key for _, _, key in trained]), data_key=data_key,
-        teacher_keys=tuple(key for _, _, key in trained),
+        trajectory=None, key=fingerprint(data_key, [key for _, _, key in trained]),
+        data_key=data_key, teacher_keys=tuple(key for _, _, key in trained),
         facts={"teachers": [note for _, note, _ in trained]},
     )  # fmt: skip
 

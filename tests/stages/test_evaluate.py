@@ -311,9 +311,7 @@ def test_the_table_has_every_set_and_prints(tmp_path):
     (part,) = found["geometry"]
     once = ("herding", "kcenter", "el2n", "forgetting")  # Nothing random is in these.
     wanted = [
-        (name, seed)
-        for name in names
-        for seed in range(1 if name in once else 2)
+        (name, seed) for name in names for seed in range(1 if name in once else 2)
     ]
     assert [(s["set"], s["set_seed"]) for s in part["sets"]] == wanted
     assert [(r["set"], r["set_seed"]) for r in found["table"]] == wanted
