@@ -3,7 +3,8 @@
 python docs/tables.py docs/results/digits.json | docs/results/table_digits.json | ...
 
 With --page=docs/results.md it writes each table into the page instead, between the lines
-`<!-- docs/results/table_digits.json -->` and `<!-- end -->`.
+`<!-- docs/results/table_digits.json -->` and `<!-- end -->`. The word `accuracies` after the
+file leaves out what a table of the same sets has shown: their geometry and what they cost.
 """
 
 import contextlib
@@ -59,8 +60,8 @@ def timings(cases: list[dict]) -> None:
         print(f"| `{case['case']}` | {ours:.0f} ms | {' | '.join(ratios)} |")
 
 
-def comparison(found: dict) -> None:
-    """Prints accuracies, geometry and correlations of `benchmarks.table`."""
+def comparison(found: dict, accuracies: bool = False) -> None:
+    """Prints accuracies of `benchmarks.table`, and the sets' geometry and cost."""
     columns = list(dict.fromkeys((r["protocol"], r["student"]) for r in found["table"]))
     for part in found["geometry"]:
         ipc = part["ipc"]
@@ -85,22 +86,23 @@ def comparison(found: dict) -> None:
             ]
             print(f"| {found['titles'][name]} | {' | '.join(scores)} |")
         names = list(part["sets"][0]["geometry"])
-        print(f"\n| set | {' | '.join(names)} |\n|{'---|' * (1 + len(names))}")
-        for name in dict.fromkeys(s["set"] for s in part["sets"]):
+        kinds = dict.fromkeys(s["set"] for s in part["sets"])
+        ranked = len(kinds) >= _FEWEST
+        if ranked or not accuracies:
+            first = "" if accuracies else "set "
+            print(f"\n| {first}| {' | '.join(names)} |\n|{'---|' * (1 + len(names))}")
+        for name in () if accuracies else kinds:
             own = [s["geometry"] for s in part["sets"] if s["set"] == name]
             values = [f"{np.mean([g[k] for g in own]):.2f}" for k in names]
             print(f"| {found['titles'][name]} | {' | '.join(values)} |")
-        ranked = len({s["set"] for s in part["sets"]}) >= _FEWEST
         for protocol, student in columns if ranked else ():
             ranks = [part["correlations"][k][f"{protocol} {student}"] for k in names]
             print(
                 f"| *rank correlation with {protocol}, `{student}`* | {signs(ranks)} |"
             )
-        by_class(found, part)
-        print("\n| set | seconds | GFLOP |\n|---|---|---|")
-        for name, cost in part["cost"].items():
-            operations = f"{cost['flops'] / 1e9:,.0f}" if cost["flops"] else ""
-            print(f"| {found['titles'][name]} | {cost['seconds']} | {operations} |")
+        if not accuracies:
+            by_class(found, part)
+            costs(found, part)
         print("\n| student | GFLOP | seconds | MB of images | MB of soft labels |")
         print("|---|---|---|---|---|")
         for protocol, student in columns:
@@ -123,6 +125,14 @@ def comparison(found: dict) -> None:
         for protocol, student in columns:
             ranks = [ranks_of[k][f"{protocol} {student}"] for k in ranks_of]
             print(f"| {protocol}, `{student}` | {signs(ranks)} |")
+
+
+def costs(found: dict, part: dict) -> None:
+    """Prints what making each set cost, networks apart."""
+    print("\n| set | seconds | GFLOP |\n|---|---|---|")
+    for name, cost in part["cost"].items():
+        operations = f"{cost['flops'] / 1e9:,.0f}" if cost["flops"] else ""
+        print(f"| {found['titles'][name]} | {cost['seconds']} | {operations} |")
 
 
 _FEWEST = 5  # Kinds of sets that a rank correlation says anything of.
@@ -213,18 +223,18 @@ def write_page(page: Path) -> None:
             return match[0]  # not made yet
         text = io.StringIO()
         with contextlib.redirect_stdout(text):
-            main(Path(match[1]))
-        return f"<!-- {match[1]} -->\n{text.getvalue().strip()}\n<!-- end -->"
+            main(Path(match[1]), *match[2].split())
+        return f"<!-- {match[1]}{match[2]} -->\n{text.getvalue().strip()}\n<!-- end -->"
 
-    pattern = r"<!-- (\S+\.json) -->\n.*?<!-- end -->"
+    pattern = r"<!-- (\S+\.json)( accuracies|) -->\n.*?<!-- end -->"
     page.write_text(re.sub(pattern, table, page.read_text(), flags=re.DOTALL))
 
 
-def main(path: Path) -> None:
-    """Prints the table that belongs to the file."""
+def main(path: Path, *words: str) -> None:
+    """Prints the table that belongs to the file; all of it without the word."""
     found = json.loads(path.read_text())
     if "table" in found:
-        return comparison(found)
+        return comparison(found, accuracies="accuracies" in words)
     if "cases" in found:
         return timings(found["cases"])
     if isinstance(found, dict) and ":" in next(iter(found)):  # slices: v5e:4x4
@@ -284,4 +294,4 @@ if __name__ == "__main__":
     if argument.startswith("--page="):
         write_page(Path(argument.removeprefix("--page=")))
     else:
-        main(Path(argument))
+        main(Path(argument), *sys.argv[2:])
