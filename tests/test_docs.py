@@ -41,6 +41,7 @@ def test_code_on_the_page_runs(page):
         ("docs/tuning.md", "docs/lia_fashion_mnist.json"),
         ("docs/tuning.md", "docs/otm_fashion_mnist.json"),
         ("docs/tuning.md", "docs/features_fashion_mnist.json"),
+        ("docs/tuning.md", "docs/window_fashion_mnist.json"),
         ("docs/pods.md", "docs/results/plan_imagenet1k.json"),
         ("docs/pods.md", "docs/results/plan_imagenet1k_networks.json"),
         ("docs/results.md", "docs/results/table_digits.json"),
