@@ -1,7 +1,6 @@
 """Every set of images by its name: ours, its ablations and the baselines."""
 
-import operator
-from functools import partial, reduce
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +94,7 @@ def _ablated(config, name: str):
     changed = config.copy_and_resolve_references()
     for field, value in vocabulary.CHANGES.get(name, {}).items():
         if callable(value):
-            value = value(reduce(operator.getitem, field.split("."), config))
+            value = value(config)
         changed.update_from_flattened_dict({field: value})
     return changed
 

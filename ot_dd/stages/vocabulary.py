@@ -16,8 +16,15 @@ WITHOUT_GENERATOR = ("random", "kmeans_features", "herding", "kcenter", "collage
 # What refinement may start from: anything that has latents.
 STARTS = ("sampled", *(name for name in BASELINES if name != "collage"))
 
+
+def _early(config) -> tuple[int, int]:
+    """Returns the noisiest two fifths of the sampler's steps."""
+    steps = config.sampler.num_steps
+    return steps * 3 // 5, steps - 1
+
+
 # Ablations of the images: the full method with these fields changed, to a value or to
-# what a function makes of the config's.
+# what a function makes of the config.
 CHANGES = {
     "no_otg": {"guidance.transport.strength": 0.0},
     "no_refine": {"refine.steps": 0},
@@ -28,11 +35,14 @@ CHANGES = {
     "noisy_latents": {"guidance.transport.space": "noisy"},
     "feature_guidance": {"guidance.transport.space": "features"},
     "l1_cost": {"guidance.transport.cost_fn": "l1"},
-    "weak_guidance": {"guidance.transport.strength": lambda strength: strength / 4},
-    "strong_guidance": {"guidance.transport.strength": lambda strength: strength * 4},
-    "late_guidance": {
-        "guidance.transport.window": lambda window: (0, max(window[0] - 1, 0))
+    "weak_guidance": {
+        "guidance.transport.strength": lambda c: c.guidance.transport.strength / 4
     },
+    "strong_guidance": {
+        "guidance.transport.strength": lambda c: c.guidance.transport.strength * 4
+    },
+    "early_guidance": {"guidance.transport.window": _early},
+    "early_no_refine": {"guidance.transport.window": _early, "refine.steps": 0},
     "real_start": {"refine.start": "kmeans_features"},
 }
 # Ablations of labels and loss: the full method's images, learned from otherwise.
@@ -75,7 +85,8 @@ TITLES = {
     "l1_cost": "ot-dd, l1 cost in guidance",
     "weak_guidance": "ot-dd, a quarter of the guidance's strength",
     "strong_guidance": "ot-dd, four times the guidance's strength",
-    "late_guidance": "ot-dd, guidance in the steps after its window instead",
+    "early_guidance": "ot-dd, guidance in the noisiest two fifths of the steps",
+    "early_no_refine": "ot-dd, guidance in those steps, without refinement",
     "real_start": "ot-dd, refinement of real images (k-means of features), not of samples",
     "no_lia": "ot-dd, labels by all teachers, or by one where LIA takes all (no LIA)",
     "no_otm": "ot-dd, no transport in the student loss (no OTM)",

@@ -106,20 +106,21 @@ def test_one_prototype_is_always_alike_and_what_is_sampled_from_it_is_not(ready)
 def test_ablations_of_guidance_change_what_the_config_says(ready):
     work, prepared = ready
     made = config()
-    low, high = made.guidance.transport.window
+    made.sampler.num_steps, made.guidance.transport.window = 5, (0, 2)
     strength = made.guidance.transport.strength
-    for name, fields in (
-        ("weak_guidance", {"strength": strength / 4}),
-        ("strong_guidance", {"strength": strength * 4}),
-        ("late_guidance", {"window": (0, max(low - 1, 0))}),
+    for name, base, fields in (
+        ("weak_guidance", "ot_dd", {"strength": strength / 4}),
+        ("strong_guidance", "ot_dd", {"strength": strength * 4}),
+        ("early_guidance", "ot_dd", {"window": (3, 4)}),
+        ("early_no_refine", "no_refine", {"window": (3, 4)}),
     ):
-        told = config()
+        told = made.copy_and_resolve_references()
         told.guidance.transport.update(fields)
         own = make_set(made, work, prepared, name, seed=0)
-        assert own.key == make_set(told, work, prepared, "ot_dd", seed=0).key
-        assert own.key != make_set(made, work, prepared, "ot_dd", seed=0).key
+        assert own.key == make_set(told, work, prepared, base, seed=0).key
+        assert own.key != make_set(made, work, prepared, base, seed=0).key
     assert made.guidance.transport.strength == strength
-    assert made.guidance.transport.window == (low, high)
+    assert made.guidance.transport.window == (0, 2)
 
 
 def test_real_images_may_be_the_start(ready):
