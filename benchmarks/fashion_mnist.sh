@@ -25,15 +25,15 @@ early=--config.guidance.transport.window="(12, 19)"
 main=ot_dd,no_otg,no_refine,mean_matching,random,kmeans_features,diffusion,igd
 
 table table_fashion_mnist edc_soft --ipc=10 --sets=5 --seeds=5 --students=$narrow \
-    --names="$soft,early_no_refine"
+    --names="${soft/no_refine/no_refine,early_no_refine}"
 table table_fashion_mnist_transport edc_soft,dc_hard --ipc=10 --students=$narrow \
     --names=ot_dd,mean_matching,balanced_transport,sharp_transport,no_otg,greedy,noisy_latents,feature_guidance,l1_cost,weak_guidance,strong_guidance,early_guidance
 table table_fashion_mnist_hard dc_hard --ipc=10 --sets=5 --seeds=5 --students=$narrow \
-    --names="$hard,early_no_refine"
+    --names="${hard/no_refine/no_refine,early_no_refine}"
 table table_fashion_mnist_students edc_soft --ipc=10 --students=$residual,$transformer \
-    --names="$soft,early_no_refine"
+    --names="${soft/no_refine/no_refine,early_no_refine}"
 table table_fashion_mnist_students_hard dc_hard --ipc=10 --students=$residual,$transformer \
-    --names="$hard,early_no_refine"
+    --names="${hard/no_refine/no_refine,early_no_refine}"
 table table_fashion_mnist_ipc50 edc_soft "$early" --ipc=50 --students=$narrow --names="$soft"
 table table_fashion_mnist_ipc50_hard dc_hard "$early" --ipc=50 --students=$narrow --names="$hard"
 table table_fashion_mnist_ipc50_transformer edc_soft "$early" --ipc=50 --students=$transformer \
