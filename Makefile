@@ -29,7 +29,7 @@ table-fast: .venv/installed
 	    --json=docs/results/table_digits.json
 	$(BIN)/python docs/tables.py --page=docs/results.md
 
-# The rest of docs/results.md, Fashion-MNIST: hours.
+# The rest of docs/results.md, Fashion-MNIST: days on two cores.
 table: .venv/installed-dev
 	benchmarks/fashion_mnist.sh
 

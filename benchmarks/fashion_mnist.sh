@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every table and chart of docs/results.md that is of Fashion-MNIST: a day on two cores.
+# Every table and chart of docs/results.md that is of Fashion-MNIST: days on two cores.
 # What a command has made stays in the work directory: the script goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
