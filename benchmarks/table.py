@@ -89,12 +89,12 @@ def set_cost(config, work, prepared, name: str, seeds) -> dict[str, float]:
 
     They are those of whatever the set is made from: samples and prototypes as well.
     """
-    seconds, operations = work.seconds(), work.flops()
     used: list[str] = []
     for seed in seeds:
         with work.uses() as names:  # All of it is there: it is only read.
             make_set(config, work, prepared, name, seed, data_mesh())
         used += set(names)
+    seconds, operations = work.seconds(), work.flops()
     return {
         "seconds": round(sum(seconds.get(part, 0) for part in used) / len(seeds), 1),
         "flops": sum(operations.get(part, 0) for part in used) / len(seeds),

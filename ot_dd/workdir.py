@@ -57,13 +57,16 @@ class WorkDir:
         )
         self._turns: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)
         self._used = threading.local()
+        self._asked: set[str] = set()
 
     def turn(self, name: str) -> threading.Lock:
         """Returns the lock of `name`: threads that need the same thing make it once."""
+        self._asked.add(name)
         return self._turns[name]
 
     def checkpoints(self, name: str) -> Checkpoints:
         """Opens the Orbax checkpoints called `name`."""
+        self._asked.add(name)
         return Checkpoints(self.path / "checkpoints" / name)
 
     def arrays(
@@ -102,6 +105,7 @@ class WorkDir:
           part: rows in a part.
           make: returns a range of rows, `[len(range), ...]`.
         """
+        self._asked.add(name)
         folder = self.path / "cache" / name
         starts = range(0, shape[0], part)
         count = len(starts)
@@ -168,16 +172,23 @@ class WorkDir:
         write_json(self.path / "cache" / "flops" / f"{name}.json", operations)
 
     def flops(self) -> dict[str, float]:
-        """Returns operations by name."""
+        """Returns operations by name, of what `seconds` is of."""
         return self._numbers("flops")
 
     def seconds(self) -> dict[str, float]:
-        """Returns seconds by name, over all runs in this directory."""
+        """Returns seconds by name: of what this process made or read, no other's.
+
+        Whichever runs made it; parts of `records` have names of their own.
+        """
         return self._numbers("seconds")
 
     def _numbers(self, folder: str) -> dict[str, float]:
         paths = sorted((self.path / "cache" / folder).glob("*.json"))
-        return {path.stem: read_json(path) for path in paths}
+        return {
+            path.stem: read_json(path)
+            for path in paths
+            if {path.stem, path.stem.rpartition("-")[0]} & self._asked
+        }
 
 
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -228,8 +228,9 @@ def label_gap(
     def held_out():
         return {"labels": in_batches(_probabilities, (ensemble,), images)}
 
+    real = workdir.arrays(f"test-labels-{key}", held_out)["labels"]
+
     def make():
-        real = workdir.arrays(f"test-labels-{key}", held_out)["labels"]
         own = in_batches(_probabilities, (ensemble,), image_set.flat()[0])
         own = own.reshape(*image_set.images.shape[:2], -1)
         gaps = [geometry.label_gap(real[classes == c], own[c]) for c in range(len(own))]
