@@ -20,7 +20,7 @@ ladder() {  # name of the JSON, protocol, then the arguments
 
 hard=ot_dd,no_otg,no_refine,mean_matching,real_start,random,random_decoded,kmeans,kmeans_features,herding,kcenter,el2n,forgetting,collage,prototypes,quantised,d4m,diffusion,minimax,igd
 soft=ot_dd,no_lia,no_otm,identity_plan,${hard#ot_dd,}
-# Tables of ten images but the last have the config's window, all others its former one.
+# Tables of ten images have the config's window, all others its former one.
 early=--config.guidance.transport.window="(12, 19)"
 main=ot_dd,no_otg,no_refine,mean_matching,random,kmeans_features,diffusion,igd
 
@@ -32,8 +32,8 @@ table table_fashion_mnist_hard dc_hard --ipc=10 --sets=5 --seeds=5 --students=$n
     --names="${hard/no_refine/no_refine,early_no_refine}"
 table table_fashion_mnist_students edc_soft --ipc=10 --students=$residual,$transformer \
     --names="${soft/no_refine/no_refine,early_no_refine}"
-table table_fashion_mnist_students_hard dc_hard "$early" --ipc=10 \
-    --students=$residual,$transformer --names="$hard"
+table table_fashion_mnist_students_hard dc_hard --ipc=10 --students=$residual,$transformer \
+    --names="${hard/no_refine/no_refine,early_no_refine}"
 table table_fashion_mnist_ipc50 edc_soft "$early" --ipc=50 --students=$narrow --names="$soft"
 table table_fashion_mnist_ipc50_hard dc_hard "$early" --ipc=50 --students=$narrow --names="$hard"
 table table_fashion_mnist_ipc50_transformer edc_soft "$early" --ipc=50 --students=$transformer \
