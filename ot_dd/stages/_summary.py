@@ -2,13 +2,13 @@
 
 A set differs from another by its own seed (which images, which sampling noise) and each
 student by its initialisation. Two students trained on one set are not two independent
-observations of the method, so intervals are taken over set seeds where there are
-several, as in a cluster-robust comparison (Cameron and Miller, 2015).
+observations of the method, nor are two sets from which equally initialised students
+learn: intervals count the spread of both, see `difference`.
 """
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,11 +41,10 @@ class Statistic(NamedTuple):
 class Difference(NamedTuple):
     """A difference of accuracies in percentage points, see `difference`.
 
-    `low` and `high` bound its 95 % interval, Student's or Welch's; like `standard_error`
-    they are None when a side has a single unit. `unit` says what the interval
-    generalises over. `bootstrap` is the 95 % percentile interval over resampled units,
-    which is too narrow for a handful of them (it leaves the tails out), and so decides
-    nothing.
+    `low` and `high` bound its 95 % interval; like `standard_error` they are None when a
+    side is a single run. `unit` says what the interval generalises over. `bootstrap` is
+    the 95 % percentile interval over resampled sets and students, which is too narrow
+    for a handful of them (it leaves the tails out), and so decides nothing.
     """
 
     mean: float
@@ -222,54 +221,103 @@ def difference(
 ) -> Difference | None:
     """Compares the runs of two sets, `first - second`.
 
-    The unit is a set, its students averaged, or a student where there is a single set (a
-    folder, a selection without chance). Units that share nothing are compared by Welch's
-    interval, in which both sides' spreads count; with one run on a side there is none.
+    Students of one seed start alike in every set, so that sets and students are crossed,
+    and the error of the mean is that of both (two-way clustering: Cameron, Gelbach and
+    Miller, 2011): the spread of sets, each its students averaged, and the spread of
+    students, each its sets averaged, less what is left in both, and no less than either
+    by itself. The degrees of freedom are Satterthwaite's. What comes once (a folder, a
+    selection without chance) has no spread of sets; with one student each there is none
+    of students, and a comparison of a single run has no interval.
 
     Args:
       first: accuracy in percent by (set seed, student seed).
       second: the same for what it is compared with.
-      paired: whether equal seeds belong together, see `share_seeds`.
+      paired: whether sets of equal seeds belong together, see `share_seeds`.
 
     Returns:
       The difference, or None when a side is empty or pairs share no seeds.
     """
-    if not first or not second:
-        return None
     if paired:
         shared = first.keys() & second.keys()
-        found, unit = _units({k: first[k] - second[k] for k in shared})
-        sides = [found]
+        sides: list = [{k: first[k] - second[k] for k in shared}]
     else:
-        (one, unit), (two, unit_two) = _units(first), _units(second)
-        sides = [one, -two]
-        unit = unit if unit == unit_two else f"{unit} against {unit_two}"
-    if not len(sides[0]):
+        sides = [first, {k: -v for k, v in second.items()}]
+    if not all(sides):
         return None
-    mean, least = float(sum(side.mean() for side in sides)), min(map(len, sides))
-    if least < 2:
+    grids = _grids(sides)
+    mean = float(sum(grid.mean() for grid in grids))
+    several = "sets and students" if grids[0].shape[1] > 1 else "sets"
+    units = [several if len(grid) > 1 else "students of one set" for grid in grids]
+    unit = " against ".join(dict.fromkeys(units))
+    variance, freedom = _variance(grids)
+    if not variance:
         return Difference(mean, None, None, None, paired, unit)
-    errors = [side.var(ddof=1) / len(side) for side in sides]
-    error, half = math.sqrt(sum(errors)), 0.0
-    if error:
-        freedom = sum(errors) ** 2 / sum(
-            e**2 / (len(side) - 1) for e, side in zip(errors, sides, strict=True)
-        )
-        half = error * float(stats.t.ppf(0.975, freedom))
-    rng = np.random.default_rng(0)
-    drawn = sum(rng.choice(side, (10_000, len(side))).mean(1) for side in sides)
-    low, high = (float(v) for v in np.quantile(drawn, (0.025, 0.975)))
+    error = math.sqrt(variance)
+    half = error * float(stats.t.ppf(0.975, freedom))
+    low, high = (float(v) for v in np.quantile(_resampled(grids), (0.025, 0.975)))
     return Difference(mean, error, mean - half, mean + half, paired, unit, (low, high))
 
 
-def _units(runs: Mapping[tuple, float]) -> tuple[np.ndarray, str]:
-    """Returns independent values and what they are: means of sets, or students of one."""
-    by_set: dict[int, list[float]] = {}
-    for (seed, _), value in sorted(runs.items()):
-        by_set.setdefault(seed, []).append(value)
-    several = len(by_set) > 1
-    values = [np.mean(v) for v in by_set.values()] if several else list(runs.values())
-    return np.array(values, np.float64), "sets" if several else "students of one set"
+def _grids(sides: Sequence[Mapping[tuple, float]]) -> list[np.ndarray]:
+    """Returns the runs of each side as `[sets, students]`, of equal students.
+
+    Where no student is in every set of either side, sets are means of what they have.
+    """
+    sets = [sorted({seed for seed, _ in side}) for side in sides]
+    students = [
+        {student for _, student in side}.intersection(
+            *({j for i, j in side if i == seed} for seed in seeds)
+        )
+        for side, seeds in zip(sides, sets, strict=True)
+    ]
+    shared = sorted(set.intersection(*students))
+    if shared:
+        return [
+            np.array([[side[i, j] for j in shared] for i in seeds], np.float64)
+            for side, seeds in zip(sides, sets, strict=True)
+        ]
+    return [
+        np.array(
+            [[np.mean([v for (i, _), v in side.items() if i == seed])] for seed in seeds]
+        )
+        for side, seeds in zip(sides, sets, strict=True)
+    ]
+
+
+def _variance(grids: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Returns the variance of the summed means and its degrees of freedom, or zeros."""
+    students = grids[0].shape[1]
+    if any(grid.size == 1 for grid in grids):
+        return 0.0, 0.0
+    of_sets, of_students, left = [], [], []
+    for grid in grids:
+        count = len(grid)
+        if count > 1:
+            of_sets.append((grid.mean(1).var(ddof=1) / count, count - 1))
+            if students > 1:
+                freedom = (count - 1) * (students - 1)
+                rest = grid - grid.mean(0) - grid.mean(1, keepdims=True) + grid.mean()
+                left.append((-np.sum(rest**2) / freedom / grid.size, freedom))
+    if students > 1:
+        column = sum(grid.mean(0) for grid in grids)
+        of_students.append((column.var(ddof=1) / students, students - 1))
+    several = (of_sets, of_students, [*of_sets, *of_students, *left])
+    terms = max(several, key=lambda terms: sum(v for v, _ in terms))
+    variance = float(sum(v for v, _ in terms))
+    return variance, variance**2 / sum(v**2 / f for v, f in terms) if variance else 0.0
+
+
+def _resampled(grids: Sequence[np.ndarray], draws: int = 10_000) -> np.ndarray:
+    """Returns means of drawn sets and drawn students (Owen, 2007), `[draws]`."""
+    rng = np.random.default_rng(0)
+
+    def weights(count):
+        return rng.multinomial(count, np.full(count, 1 / count), draws) / count
+
+    students = weights(grids[0].shape[1])
+    return sum(
+        np.einsum("ns,sk,nk->n", weights(len(grid)), grid, students) for grid in grids
+    )
 
 
 def group_runs(records: Iterable[Mapping], field: str = "accuracy") -> dict:
@@ -458,8 +506,8 @@ def _interval(apart: Difference | None) -> str:
     if apart is None:
         return ""
     if apart.low is None:
-        return "A single run has no interval."
+        return "There is no interval."
     return (
-        f"{'Paired' if apart.paired else 'Welch'} 95 % interval {signed(apart.low)} to "
-        f"{signed(apart.high)} over {apart.unit}."
+        f"95 % interval {signed(apart.low)} to {signed(apart.high)} over {apart.unit}"
+        f"{', paired by seeds' if apart.paired else ''}."
     )

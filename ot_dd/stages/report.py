@@ -397,9 +397,9 @@ def _table(records, rows: Sequence[Row], sets: Mapping) -> Html | None:
     note = (
         "Accuracies in percent: mean ± sample standard deviation over all set × student "
         "runs (count). Differences in points, of the method and its ablations seed by seed, "
-        "of others by Welch, ± standard error, with the 95 % interval below; green or red "
-        "only where it excludes zero. Best is the best epoch seen on the test set, so it "
-        "flatters. W is the exact OT cost to held-out real latents, lower is closer."
+        "± standard error, with the 95 % interval below, in which sets and students count; "
+        "green or red only where it excludes zero. Best is the best of the evaluations "
+        "along the training, on the test set, so it flatters. W is the exact OT cost to held-out real latents, lower is closer."
     )
     return tag(
         "section",
@@ -440,7 +440,7 @@ def _difference(difference: Difference | None) -> list[Html]:
 
 def _interval(difference: Difference) -> Html:
     if difference.low is None:
-        return tag("small", "one pair")
+        return tag("small", "no interval")
     low, high = (f"{v:+.1f}".replace("-", "−") for v in difference[2:4])
     return tag("small", f"{low} to {high}")
 

@@ -224,8 +224,11 @@ def test_ablations_stand_beside_the_method():
 def test_students_of_one_set_do_not_count_as_independent():
     first = {(0, 0): 92.0, (0, 1): 94.0, (1, 0): 95.0, (1, 1): 95.0}
     second = {(0, 0): 90.0, (0, 1): 90.0, (1, 0): 90.0, (1, 1): 90.0, (2, 0): 0.0}
-    found = difference(first, second, paired=True)  # sets differ by 3 and 5
-    assert (found.mean, found.standard_error, found.unit) == (4.0, 1.0, "sets")
+    # The pairs differ by 2, 4 and by 5, 5: sets by 3 and 5, students by 3.5 and 4.5, and
+    # what is left is 0.5 in each of four: 1 + 0.25 - 0.25.
+    found = difference(first, second, paired=True)
+    assert (found.mean, found.standard_error) == (4.0, 1.0)
+    assert found.unit == "sets and students"
     assert found.verdict == "no clear difference"
     one_set = {key: value for key, value in first.items() if key[0] == 0}
     found = difference(one_set, second, paired=True)  # set 0: by 2 and 4
@@ -236,18 +239,55 @@ def test_students_of_one_set_do_not_count_as_independent():
 
 
 def test_sets_that_share_no_seeds_are_compared_by_welch():
-    """Against SciPy; a set alone is as uncertain as its students."""
+    """Against SciPy, where sets or students alone are many."""
+
+    def agree(found, peer):
+        interval = peer.confidence_interval()
+        np.testing.assert_allclose([found.low, found.high], interval)
+
     rng = np.random.default_rng(0)
+    ones = [{(s, 0): rng.normal(80, sigma) for s in range(5)} for sigma in (1, 3)]
+    values = [list(one.values()) for one in ones]
+    found = difference(*ones, paired=False)
+    agree(found, stats.ttest_ind(*values, equal_var=False))
+    assert found.unit == "sets" and not found.paired
+    agree(difference(*ones, paired=True), stats.ttest_rel(*values))
+    lone = [{(0, k): rng.normal(80, sigma) for k in range(5)} for sigma in (1, 3)]
+    found = difference(*lone, paired=False)  # Students of one seed start alike.
+    agree(found, stats.ttest_rel(*(list(one.values()) for one in lone)))
+    assert found.unit == "students of one set"
     many = {(s, k): rng.normal(80 + s, 1) for s in range(5) for k in range(3)}
-    lone = {(0, k): rng.normal(79, 3) for k in range(4)}
-    means = [np.mean([many[s, k] for k in range(3)]) for s in range(5)]
-    found = difference(many, lone, paired=False)
-    peer = stats.ttest_ind(means, list(lone.values()), equal_var=False)
-    interval = peer.confidence_interval()
-    np.testing.assert_allclose([found.low, found.high], [interval.low, interval.high])
-    assert found.unit == "sets against students of one set" and not found.paired
-    back = difference(lone, many, paired=False)
+    found, back = (difference(*pair, paired=False) for pair in
+                   ((many, lone[0]), (lone[0], many)))  # fmt: skip
+    assert found.unit == "sets and students against students of one set"
     np.testing.assert_allclose([back.mean, back.low], [-found.mean, -found.high])
+    flat = {key: 80.0 for key in many}
+    assert difference(flat, flat, paired=True).low is None  # No spread, no interval.
+
+
+@pytest.mark.parametrize("noise", [(0, 0.5, 0.5), (0.5, 0, 0.5), (0.5, 0.5, 0.5)])
+@pytest.mark.parametrize("sets", [(5, 5), (5, 1)])
+def test_intervals_hold_what_they_promise(noise, sets):
+    """Two equal methods: at most some 5 % are called different, whatever deviates.
+
+    `noise` is the deviation of sets, of how a method suits an initialisation, and of
+    runs. Students count as much as sets: over sets alone the first is wrong in a third.
+    """
+    rng = np.random.default_rng(0)
+
+    def runs(count, start):
+        of_set, suits, of_run = noise
+        grid = start + rng.normal(0, suits, 5) + rng.normal(0, of_run, (count, 5))
+        if count > 1:
+            grid += rng.normal(0, of_set, (count, 1))
+        return dict(np.ndenumerate(grid))
+
+    wrong = 0
+    for _ in range(300):
+        start = rng.normal(80, 1, 5)
+        one, two = (runs(count, start) for count in sets)
+        wrong += difference(one, two, paired=False).verdict != "no clear difference"
+    assert wrong < 0.09 * 300
     assert share_seeds("ot_dd", "no_otg") and share_seeds("ot_dd", "ot_dd")
     assert not share_seeds("ot_dd", "random") and not share_seeds("random", "kmeans")
 
@@ -325,7 +365,7 @@ def test_headline_gives_means_deviations_and_difference():
     number = r"\d+\.\d ± \d+\.\d"
     expected = rf"ot-dd {number} vs random real images {number}: \+\d\.\d points, .*"
     assert re.fullmatch(expected, found.text)
-    assert "Welch 95 % interval" in found.details[0]
+    assert re.search(r"95 % interval .* over sets\b", found.details[0])
     assert any("k-means" in detail for detail in found.details)
 
 
