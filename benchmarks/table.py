@@ -104,25 +104,37 @@ def set_cost(config, work, prepared, name: str, seeds) -> dict[str, float]:
 def correlations(rows: list[dict]) -> dict[str, dict[str, float | None]]:
     """Returns Spearman's correlation of each geometry figure with each accuracy.
 
-    Sets that differ in their seed alone are one observation, their mean. There is none
-    (None) with a figure that is the same for all, such as the diversity of lone images.
+    Sets that differ in their seed alone are one observation, their mean, and so are
+    those of several names with the same images. There is none (None) with a figure that
+    is the same for all, such as the diversity of lone images.
 
     Args:
       rows: `{"set": name, "ipc": count, "geometry": {...}, "accuracy": {column: value}}`
         of each set.
     """
 
-    def means(part: str, name: str) -> list[float]:
-        kinds: dict = {}
-        for row in rows:
-            kinds.setdefault((row["set"], row["ipc"]), []).append(row[part][name])
-        return [float(np.mean(values)) for values in kinds.values()]
+    parts = {part: tuple(rows[0][part]) for part in ("geometry", "accuracy")}
 
+    def mean(several: list[dict]) -> dict:
+        return {
+            part: {name: float(np.mean([one[part][name] for one in several]))
+                   for name in names}
+            for part, names in parts.items()
+        }  # fmt: skip
+
+    kinds: dict = {}
+    for row in rows:
+        kinds.setdefault((row["set"], row["ipc"]), []).append(row)
+    alike: dict = {}
+    for kind in map(mean, kinds.values()):  # A student's gap is not the images' own.
+        images = tuple(v for k, v in kind["geometry"].items() if k != "logit_gap")
+        alike.setdefault(images, []).append(kind)
+    seen = [mean(several) for several in alike.values()]
     found: dict = {}
-    for column in rows[0]["accuracy"]:
-        reached = means("accuracy", column)
-        for name in rows[0]["geometry"]:
-            values = means("geometry", name)
+    for column in parts["accuracy"]:
+        reached = [one["accuracy"][column] for one in seen]
+        for name in parts["geometry"]:
+            values = [one["geometry"][name] for one in seen]
             rank = None
             if np.ptp(values) and np.ptp(reached):
                 rank = round(float(stats.spearmanr(values, reached).statistic), 3)

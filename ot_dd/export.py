@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ot_dd.checkpoint import read_json, write_atomic
-from ot_dd.stages.distilled import load_distilled
+from ot_dd.stages.distilled import image_files, load_distilled
 
 FORMATS = ("image_folder", "tfds", "parquet")
 
@@ -56,14 +56,16 @@ def export(
         files = [
             file
             for folder in about["folders"]
-            for file in sorted((distilled / "images" / folder).glob("*.png"))
+            for file in image_files(distilled, folder)
         ]
         {"image_folder": _image_folder, "tfds": _tfds, "parquet": _parquet}[form](
             partial, files, labels, about
         )
         _soft_labels(distilled, partial, labels_kept)
         shutil.copy(distilled / "dataset.json", partial / "dataset.json")
-        results = read_json(distilled.parent / "results.json")
+        results = read_json(distilled.parent / "results.json") or {}
+        if results.get("product") != about["provenance"].get("recipe"):
+            results = {}  # Of another set, which was in that directory before.
         card = data_card(about, results, soft_labels)
         write_atomic(partial / "README.md", lambda file: file.write(card.encode()))
         partial.rename(output)
@@ -179,12 +181,12 @@ def _soft_labels(distilled, root, kept):
     )
 
 
-def data_card(about: dict, results: dict | None, soft_labels: str) -> str:
+def data_card(about: dict, results: dict, soft_labels: str) -> str:
     """Returns the card: what it is, where it is from, what it reached, how to cite it.
 
     Args:
       about: `dataset.json`.
-      results: `results.json` of the run, where there is one.
+      results: `results.json` of the run, or empty.
       soft_labels: which of the labels came along.
     """
     shape = "x".join(map(str, about["image_shape"]))

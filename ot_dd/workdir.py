@@ -62,6 +62,7 @@ class WorkDir:
     def turn(self, name: str) -> threading.Lock:
         """Returns the lock of `name`: threads that need the same thing make it once."""
         self._asked.add(name)
+        getattr(self._used, "names", []).append(name)
         return self._turns[name]
 
     def checkpoints(self, name: str) -> Checkpoints:
@@ -74,7 +75,6 @@ class WorkDir:
     ) -> dict[str, np.ndarray]:
         """Returns the arrays stored as `name`, making and storing them if missing."""
         path = self.path / "cache" / f"{name}.npz"
-        getattr(self._used, "names", []).append(name)
         with self.turn(name):
             if agree(path.exists()):
                 return _load_arrays(path)
@@ -148,7 +148,7 @@ class WorkDir:
 
     @contextlib.contextmanager
     def uses(self):
-        """Yields a list that fills with the names of arrays this thread makes or reads."""
+        """Yields a list that fills with the names of what this thread makes or reads."""
         self._used.names = names = []
         try:
             yield names

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ot_dd import export as exporting
 from ot_dd.checkpoint import write_json
+from ot_dd.stages.distilled import load_distilled
 
 NAMES = ["T-shirt/top", "Ankle boot"]
 FOLDERS = ["0_T_shirt_top", "1_Ankle_boot"]
@@ -111,6 +112,20 @@ def test_the_card_says_what_and_how_well(distilled, tmp_path):
     assert "| ot_dd | mlp | hard | 2 | 60.0 ± 14.1 |" in card
     assert "somewhere" in card and "2512.00308" in card
     assert json.loads((made / "dataset.json").read_text())["ipc"] == 3
+    results = json.loads((root.parent / "results.json").read_text())
+    write_json(root.parent / "results.json", results | {"product": "of another set"})
+    made = exporting.export(root, tmp_path / "later", "image_folder")
+    assert "60.0" not in (made / "README.md").read_text()
+
+
+def test_an_exported_image_folder_is_a_distilled_set(distilled, tmp_path):
+    root, images, _ = distilled
+    made = exporting.export(root, tmp_path / "out", "image_folder")
+    found, labels, about = load_distilled(made)
+    np.testing.assert_array_equal(found[..., 0], images)
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1] and about["ipc"] == 3
+    again = exporting.export(made, tmp_path / "again", "image_folder")
+    assert len(list((again / "train").rglob("*.png"))) == 6
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@
 
 import io
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from ot_dd.checkpoint import read_json, write_atomic, write_json
 from ot_dd.config import to_dict
-from ot_dd.parallel import barrier
+from ot_dd.parallel import barrier, is_leader
 from ot_dd.stages.artifacts import ImageSet, Prepared
 from ot_dd.stages.relabel import SoftLabels, relabel, view_parameters
 from ot_dd.stages.study import choose_teachers
@@ -22,7 +23,7 @@ from ot_dd.workdir import WorkDir
 def write_distilled(
     config, workdir: WorkDir, prepared: Prepared, product: ImageSet
 ) -> SoftLabels:
-    """Relabels the product and writes `distilled/`.
+    """Relabels the product and writes `distilled/`, whole, in place of what was there.
 
     Args:
       config: the whole config.
@@ -35,7 +36,10 @@ def write_distilled(
     """
     teachers = choose_teachers(config, workdir, prepared)
     soft = relabel(config, workdir, prepared, product, teachers=teachers)
-    root = workdir.path / "distilled"
+    final = (workdir.path / "distilled").resolve()
+    root, before = (final.with_name(f".distilled.{name}") for name in ("part", "old"))
+    if is_leader():
+        shutil.rmtree(root, ignore_errors=True)
     names = class_folders(prepared.dataset.class_names)
     image_bytes = 0
     for name, images in zip(names, product.images, strict=True):
@@ -81,6 +85,12 @@ def write_distilled(
         },
     }
     write_json(root / "dataset.json", description)
+    if is_leader():
+        shutil.rmtree(before, ignore_errors=True)
+        if final.exists():
+            final.rename(before)
+        root.rename(final)
+        shutil.rmtree(before, ignore_errors=True)
     barrier("distilled")
     return soft
 
@@ -89,7 +99,7 @@ def load_distilled(directory: Path) -> tuple[np.ndarray, np.ndarray, dict]:
     """Reads a distilled set.
 
     Args:
-      directory: a `distilled/` folder.
+      directory: a `distilled/` folder, or one that `ot_dd.export` made an image folder.
 
     Returns:
       Images uint8 `[n, h, w, c]`, labels `[n]`, and `dataset.json`.
@@ -111,7 +121,7 @@ def load_distilled(directory: Path) -> tuple[np.ndarray, np.ndarray, dict]:
                 f"{directory / 'dataset.json'} names {folder!r}, which is no folder of "
                 "the set: distil again"
             )
-        files = sorted((directory / "images" / folder).glob("*.png"))
+        files = image_files(directory, folder)
         if len(files) != description["ipc"]:
             raise ValueError(
                 f"{directory / 'images' / folder} holds {len(files)} images, "
@@ -138,6 +148,12 @@ def load_distilled(directory: Path) -> tuple[np.ndarray, np.ndarray, dict]:
         )
     stacked = stacked.reshape(-1, *shape)
     return stacked, np.asarray(labels, np.int32), description
+
+
+def image_files(directory: Path, folder: str) -> list[Path]:
+    """Returns the images of a class; an exported image folder has them in `train/`."""
+    own = directory / "images"
+    return sorted(((own if own.exists() else directory / "train") / folder).glob("*.png"))
 
 
 def _is_description(found) -> bool:

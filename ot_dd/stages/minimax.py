@@ -36,12 +36,16 @@ def fine_tuned(config, workdir: WorkDir, prepared: Prepared) -> Prepared:
     steps = max(1, round(SHARE_OF_STEPS * settings.steps))
     rate = SHARE_OF_RATE * settings.learning_rate
     recipe = settings.batch_size, settings.ema, settings.label_dropout, settings.dtype
+    if denoiser.class_ids:
+        recipe += (denoiser.class_ids,)
     key = fingerprint(prepared.key, "minimax", MEMORY, steps, rate, recipe)
     labels = jnp.asarray(prepared.dataset.train.labels)
     order = jnp.argsort(labels)
     counts = jnp.bincount(labels, length=denoiser.num_classes)
     first = jnp.cumsum(counts) - counts
-    denoise = denoising_loss(settings, denoiser.module, denoiser.num_classes)
+    denoise = denoising_loss(
+        settings, denoiser.module, denoiser.num_classes, denoiser.class_ids
+    )
     size = prepared.latents[0].size
 
     def loss_fn(params, state, key, data):

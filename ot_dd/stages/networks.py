@@ -237,13 +237,14 @@ def surrogate_loss(module):
     return loss_fn
 
 
-def denoising_loss(settings, module, num_classes: int):
+def denoising_loss(settings, module, num_classes: int, class_ids=()):
     """Returns the diffusion loss of a denoiser.
 
     Args:
       settings: `config.denoiser`.
       module: the network.
       num_classes: number of classes; this number is the null class.
+      class_ids: as in `artifacts.Denoiser`.
 
     Returns:
       `(params, keys, x0 [b, ...], classes [b]) -> (loss [b], predicted x0 [b, ...])`,
@@ -258,6 +259,8 @@ def denoising_loss(settings, module, num_classes: int):
         eps = jax.random.normal(noise, x0.shape)
         dropped = jax.random.bernoulli(drop, settings.label_dropout, (size,))
         classes = jnp.where(dropped, num_classes, classes)
+        if class_ids:
+            classes = jnp.asarray(class_ids)[classes]
 
         def apply(z, time):
             return apply_in(settings.dtype, module, params, z, time, classes)

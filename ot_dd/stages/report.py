@@ -686,8 +686,8 @@ def _process(results: dict, figures: Figures) -> Html | None:
     if results.get("flops"):
         rows = [(_words(k), f"{v:.3g}") for k, v in results["flops"].items()]
         caption = (
-            "Floating-point operations of all that was made in this directory, counted "
-            "in the programs; evaluations are not in it."
+            "Floating-point operations of all that this run made or read, counted in the "
+            "programs; evaluations are not in it."
         )
         blocks.append(draw.figure("Arithmetic", caption, _pairs(rows)))
     if results.get("bytes"):

@@ -68,6 +68,7 @@ def write_results(
     facts = prepared.facts
     results = {
         "name": config.name,
+        "product": stored["provenance"]["recipe"],
         "command": command(),
         "versions": versions(),
         "config": describe(config),

@@ -10,6 +10,7 @@ from ot_dd import baselines
 from ot_dd.config import fingerprint
 from ot_dd.data import to_float, to_uint8
 from ot_dd.diffusion import SAMPLERS, process
+from ot_dd.flops import traced_flops
 from ot_dd.parallel import side_by_side
 from ot_dd.stages import vocabulary
 from ot_dd.stages.artifacts import ImageSet, Prepared
@@ -240,9 +241,11 @@ def _d4m(config, workdir, prepared, name, seed):
         start.key, config.sampler, vocabulary.D4M_STRENGTH, config.seed, seed
     )
 
+    full_name = f"d4m-{seed}-{key}"
+
     def make():
         shape = start.latents.shape
-        latents = _sampled_from(
+        arguments = (
             (config.sampler.name, vocabulary.D4M_STRENGTH),
             make_process(config),
             prepared.denoiser,
@@ -250,10 +253,12 @@ def _d4m(config, workdir, prepared, name, seed):
             start.flat()[1],
             jax.random.fold_in(jax.random.key(config.seed), 5000 + seed),
         )
-        latents = np.asarray(latents).reshape(shape)
+        operations = traced_flops(_sampled_from.trace(*arguments))
+        workdir.count_flops(full_name, operations)
+        latents = np.asarray(_sampled_from(*arguments)).reshape(shape)
         return {"latents": latents, "images": _decoded(prepared, latents)}
 
-    made = workdir.arrays(f"d4m-{seed}-{key}", make)
+    made = workdir.arrays(full_name, make)
     if weights is not None:
         key = fingerprint(key, "weighted")
     return ImageSet(name, seed, made["images"], made["latents"], key, weights=weights)

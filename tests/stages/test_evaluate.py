@@ -315,6 +315,9 @@ def test_the_table_has_every_set_and_prints(tmp_path):
     ]
     assert [(s["set"], s["set_seed"]) for s in part["sets"]] == wanted
     assert [(r["set"], r["set_seed"]) for r in found["table"]] == wanted
+    operations = {name: cost["flops"] for name, cost in part["cost"].items()}
+    assert operations["random"] == 0 < operations["d4m"] == operations["quantised"]
+    assert operations["minimax"] > 2 * operations["no_refine"]  # It trains a network.
     reached = {r["set"]: r["accuracy"] for r in found["table"]}
     for name in ("no_refine", "feature_guidance", "minimax", "d4m", "quantised"):
         del reached[name]  # A diffusion model of six steps: noise.
@@ -353,12 +356,16 @@ def test_variants_are_the_method_learned_otherwise(tmp_path):
 
 
 def test_correlations_are_of_kinds_of_sets_and_none_of_a_constant():
-    """Seeds of one kind are one observation; lone images have no diversity."""
+    """Seeds of one kind are one observation, and so are kinds of the same images.
+
+    Lone images have no diversity.
+    """
     code = (
         "from benchmarks.table import correlations\n"
         "rows = [{'set': name, 'ipc': 1, 'accuracy': {'a': a},"
         " 'geometry': {'gap': gap, 'diversity': 0.0}}"
-        " for name, gap, a in [('x', 0, 5), ('x', 4, 1), ('y', 3, 2), ('z', 4, 1)]]\n"
+        " for name, gap, a in [('x', 0, 5), ('x', 4, 1), ('y', 3, 2), ('z', 4, 1),"
+        " ('z again', 4, 9), ('z once more', 4, -7)]]\n"
         "print(correlations(rows))"
     )
     done = subprocess.run(

@@ -117,6 +117,20 @@ def test_a_changed_stage_reuses_the_earlier_ones(first, tmp_path):
     assert files(copy) != files(workdir)
 
 
+def test_a_smaller_set_leaves_nothing_of_a_larger_one(first, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(first[0], copy)
+    (copy / ".distilled.part").mkdir()  # of a run that was killed
+    folder = next((copy / "distilled" / "images").iterdir())
+    shutil.copy(folder / "0000.png", folder / "0002.png")
+    shutil.copytree(folder, folder.with_name("99_of_before"))
+    with pytest.raises(ValueError, match="holds 3 images"):
+        load_distilled(copy / "distilled")
+    run(config(), copy, ("relabel",))
+    assert files(copy) == files(first[0])
+    assert not [path for path in copy.iterdir() if path.name.startswith(".distilled")]
+
+
 def test_stages_run_up_to_the_one_named(first, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(first[0] / "checkpoints", copy / "checkpoints")

@@ -3,6 +3,8 @@
 import json
 from importlib import resources
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import peers  # before diffusers: see there
 import pytest
@@ -13,6 +15,8 @@ from configs import imagenette, imagewoof
 from ot_dd import convert
 from ot_dd.config import ConfigError
 from ot_dd.distill import run
+from ot_dd.stages import pretrained
+from ot_dd.stages.networks import denoising_loss
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +67,24 @@ def test_runs_on_converted_weights(weights, tmp_path):
     used = {w["model"]: w for w in dataset["provenance"]["weights"]}
     assert set(used) == {"autoencoder_kl", "dit_s_2", "resnet18"}
     assert "CC-BY-NC" in used["dit_s_2"]["licence"] and used["resnet18"]["sha256"]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 1.0])
+def test_fine_tuning_sees_the_networks_own_classes(weights, dropout):
+    config = tiny(weights)
+    config.denoiser.label_dropout = dropout
+    denoiser, _, _ = pretrained.denoiser(config.denoiser, 4)
+    x0, classes = jax.random.normal(jax.random.key(0), (3, 8, 8, 4)), jnp.array([0, 1, 2])
+    keys = jax.random.split(jax.random.key(1), 3)
+    mapped, plain = (
+        denoising_loss(config.denoiser, denoiser.module, *arguments)
+        for arguments in ((4, denoiser.class_ids), (9,))
+    )
+    found = mapped(denoiser.params, keys, x0, classes)
+    same = plain(denoiser.params, keys, x0, jnp.array([7, 0, 3]))
+    other = plain(denoiser.params, keys, x0, jnp.array([0, 1, 2]))
+    np.testing.assert_array_equal(found[0], same[0])
+    assert (found[0] != other[0]).any() == (dropout == 0.0)
 
 
 @pytest.mark.parametrize(
