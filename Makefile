@@ -37,7 +37,7 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv .venv-lowest out build *.egg-info
+	rm -rf .venv .venv-lowest build *.egg-info
 
 .venv/installed: requirements.lock requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ot-dd needs Python 3.11 or newer: make PYTHON=python3.12 ...")'

@@ -112,7 +112,6 @@ def correlations(rows: list[dict]) -> dict[str, dict[str, float | None]]:
       rows: `{"set": name, "ipc": count, "geometry": {...}, "accuracy": {column: value}}`
         of each set.
     """
-
     parts = {part: tuple(rows[0][part]) for part in ("geometry", "accuracy")}
 
     def mean(several: list[dict]) -> dict:
@@ -166,7 +165,7 @@ def main(_):
             )
             for k in ("protocol_epochs", "teachers", "recipes"):
                 about.setdefault(k, {}).update(found[k])
-            report |= {k: found[k] for k in ("versions", "command")}
+            report |= {k: found[k] for k in ("versions", "command", "config")}
         for record in records:  # A variant is a row of its own.
             record["set"] = record["variant"] or record["set"]
         rows: list[dict] = []

@@ -28,5 +28,4 @@ def get_config(arg=None):
     config.lia.mode = "online"
     if switches & {"ipc1", "ipc50"}:
         config.ipc = 50 if "ipc50" in switches else 1
-        config.student.steps = 300 * config.ipc * 10
     return paper.shrink(config, classes=4) if "debug" in switches else config

@@ -48,9 +48,15 @@ def base(name: str, num_classes: int) -> ConfigDict:
     config.lia.teachers_by_ipc = ((1, 1), (10, 2), (50, 4))
     config.student.model, config.student.learning_rate = "resnet18", 1e-3
     config.student.ot_weight = 0.1
-    config.student.steps = 300 * config.ipc * num_classes // 100
+    train_for(config, 300, num_classes)
     config.student.evaluations = 10
     return config
+
+
+def train_for(config: ConfigDict, passes: int, num_classes: int) -> None:
+    """Lets students train for so many passes, whatever `ipc` and batch size become."""
+    images = config.get_ref("ipc") * num_classes
+    config.student.steps = passes * images // config.student.get_ref("batch_size")
 
 
 def shrink(config: ConfigDict, classes: int, size: int = 64) -> ConfigDict:

@@ -190,6 +190,10 @@ def data_card(about: dict, results: dict, soft_labels: str) -> str:
       soft_labels: which of the labels came along.
     """
     shape = "x".join(map(str, about["image_shape"]))
+    labels = about["soft_labels"]
+    stored = f"Soft labels: {soft_labels}; {labels['what']}, by"
+    if labels.get("mode") == "online" and soft_labels != "none":
+        stored = "Soft labels: seeds of the views, which are to be labelled by"
     lines = [
         "---",
         "license: other",
@@ -201,8 +205,7 @@ def data_card(about: dict, results: dict, soft_labels: str) -> str:
         f"{about['ipc']} synthetic images of each of {len(about['class_names'])} classes, "
         f"{shape}, made by ot-dd (set seed {about['set_seed']}).",
         "",
-        f"Soft labels: {soft_labels}; {about['soft_labels']['what']}, by "
-        f"{', '.join(about['soft_labels']['teachers'])}.",
+        f"{stored} {', '.join(labels['teachers'])}.",
         "",
         "## Where it is from",
         "",

@@ -40,6 +40,7 @@ _LEAST = {
         for field in ("steps", "batch_size", "save_every")
     },
     "ipc": 1,
+    "seed": 0,
     "surrogate.epochs": 1,
     "surrogate.checkpoints": 1,
     "surrogate.gradient_images": 1,
@@ -74,6 +75,7 @@ _LEAST = {
     "study.transport_points": 1,
 }
 _ABOVE_ZERO = (
+    "data.validation_fraction",
     *(f"{part}.learning_rate" for part in (*_TRAINED, "surrogate", "refine", "student")),
     "guidance.transport.epsilon", "refine.epsilon", "student.epsilon",
     "student.temperature", "student.kl_temperature",
@@ -107,6 +109,7 @@ def validate(config) -> None:
         value = _get(config, field)
         _need(0 <= value < 1, field, value, "must be from 0 to below 1")
     _check_names(config)
+    _check_views(config)
     _check_sampling(config)
     _check_refine(config)
     _check_labels(config)
@@ -137,10 +140,12 @@ def _check_names(config):
     for name in config.teachers.weights:
         want = f"must be one of config.teachers.models{nearest(name, teachers)}"
         _need(name in teachers, "teachers.weights", name, want)
-    for name in (*config.study.baselines, *config.study.ablations):
-        known = vocabulary.BASELINES + vocabulary.ABLATIONS
-        _need(name in known, "study", name,
-              f"known are {', '.join(known)}{nearest(name, known)}")  # fmt: skip
+    studied = {"baselines": vocabulary.BASELINES, "ablations": vocabulary.ABLATIONS}
+    for field, known in studied.items():
+        for name in config.study[field]:
+            _need(name in known, f"study.{field}", name,
+                  f"known are {', '.join(known)}{nearest(name, known)}")  # fmt: skip
+    _need(config.study.labels, "study.labels", (), "needs hard, soft or both")
     for kind in config.study.labels:
         _need(kind in ("hard", "soft"), "study.labels", kind, "must be hard or soft")
     _need(
@@ -149,6 +154,12 @@ def _check_names(config):
         config.autoencoder.model,
         "works on pixels, which leaves no use for config.autoencoder.weights",
     )
+
+
+def _check_views(config):
+    for field in ("crop_scale", "crop_ratio"):
+        pair = tuple(config.data.augment[field])
+        _need(len(pair) == 2, f"data.augment.{field}", pair, "must be (least, largest)")
 
 
 def _check_sampling(config):

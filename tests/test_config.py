@@ -54,3 +54,18 @@ def test_fingerprints_follow_values_only():
     assert fingerprint(one.refine) == fingerprint(two.refine)
     two.refine.steps += 1
     assert fingerprint(one.refine) != fingerprint(two.refine)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "passes"),
+    [("imagenette", 10, 300), ("imagenet1k", 1000, 300), ("cifar100", 100, 1000)],
+)
+def test_students_train_for_as_many_passes_at_any_size(name, classes, passes):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    for ipc in (10, 50):
+        config.ipc = ipc
+        own = config.copy_and_resolve_references()
+        assert own.student.steps * own.student.batch_size == passes * ipc * classes
+    config.student.steps = 7
+    config.ipc = 1
+    assert config.student.steps == 7

@@ -118,6 +118,16 @@ def test_the_card_says_what_and_how_well(distilled, tmp_path):
     assert "60.0" not in (made / "README.md").read_text()
 
 
+def test_the_card_of_labels_made_online(distilled, tmp_path):
+    root, _, _ = distilled
+    about = json.loads((root / "dataset.json").read_text())
+    about["soft_labels"]["mode"] = "online"
+    write_json(root / "dataset.json", about)
+    made = exporting.export(root, tmp_path / "out", "image_folder")
+    card = (made / "README.md").read_text()
+    assert "seeds of the views, which are to be labelled by convnet3" in card
+
+
 def test_an_exported_image_folder_is_a_distilled_set(distilled, tmp_path):
     root, images, _ = distilled
     made = exporting.export(root, tmp_path / "out", "image_folder")

@@ -143,6 +143,8 @@ def load(
     if kind not in SOURCES:
         near = difflib.get_close_matches(kind, SOURCES, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
+        if Path(source).is_dir():
+            hint = f"did you mean 'image_folder:{source}'? "
         raise ValueError(
             f"data.source = {source!r}: unknown source {kind!r}; {hint}"
             f"known: {', '.join(SOURCES)}"

@@ -13,6 +13,7 @@ from ot_dd.diffusion.guidance import (
 from ot_dd.diffusion.process import (
     Prediction,
     Process,
+    add_noise,
     classifier_free_guidance,
     ddpm_process,
     flow_process,
@@ -30,6 +31,7 @@ __all__ = [
     "Process",
     "Term",
     "Transport",
+    "add_noise",
     "classifier_free_guidance",
     "ddim_step",
     "ddpm_process",

@@ -97,9 +97,11 @@ def ddim_step(
         z_{i-1} `[b, ...]`.
 
     Raises:
-        ValueError: If the process is a flow.
+        ValueError: If the process is a flow, or noise is missing.
     """
     _require_posterior(process, "ddim_step")
+    if noise is None and not (isinstance(eta, int | float) and eta == 0):
+        raise ValueError(f"ddim_step needs noise with eta = {eta}, found None")
     alpha, sigma = _previous(process, i, z)
     variance = eta**2 * at(process.posterior_variance, i, z)
     direction = jnp.sqrt(jnp.maximum(sigma**2 - variance, 0.0))

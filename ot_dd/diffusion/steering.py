@@ -33,6 +33,30 @@ class Term(NamedTuple):
     backprop: bool = False
 
 
+def _no_pull_back(cotangent):
+    raise ValueError(
+        "a guidance term goes through the denoiser: it needs backprop=True"
+    )
+
+
+def _check_term(term, steps, transport, influence):
+    """Raises a ValueError for a term that cannot be."""
+    if term.name not in NAMES:
+        raise ValueError(f"guidance term must be one of {NAMES}, found {term.name!r}")
+    low, high = term.window
+    if not 0 <= low <= high or low >= steps:
+        raise ValueError(
+            f"guidance term {term.name!r} must have a window (low, high) within "
+            f"(0, {steps - 1}), found {term.window}"
+        )
+    needed = {"transport": transport, "influence": influence}
+    if needed.get(term.name, ()) is None:
+        raise ValueError(f"guidance term {term.name!r} needs the argument {term.name}")
+    if term.name == "transport" and transport.space == "features":
+        if transport.embed is None:
+            raise ValueError("transport in the space 'features' needs embed")
+
+
 def sample_classes(
     denoise: Callable[[jax.Array, jax.Array, jax.Array], Prediction],
     process: Process,
@@ -72,13 +96,16 @@ def sample_classes(
       group `[ipc / group, steps, c]`, NaN where the term did not act; and how many
       samples' gradients of each term were not finite, and so were left out
       `[ipc / group, steps, terms, c]`.
+
+    Raises:
+      ValueError: for a group that does not divide `ipc`, or terms that are not known,
+        act at no step or lack what they need.
     """
-    for term in terms:
-        if term.name not in NAMES:
-            raise ValueError(
-                f"guidance term must be one of {NAMES}, found {term.name!r}"
-            )
     c, n, steps = classes.shape[0], ipc, process.alpha.shape[0]
+    if group < 1 or ipc % group:
+        raise ValueError(f"group must divide ipc, {ipc}, found {group}")
+    for term in terms:
+        _check_term(term, steps, transport, influence)
     real_points = 1 if transport is None else transport.real.shape[1]
     slots = 0 if group == ipc else n
 
@@ -110,7 +137,9 @@ def sample_classes(
     unguided = jnp.full((c,), jnp.nan), jnp.zeros((len(terms), c), jnp.int32)
 
     def predict(z, i):
-        prediction = denoise(flat(z), i, labels)
+        prediction = jax.tree.map(
+            lambda v: v.astype(z.dtype), denoise(flat(z), i, labels)
+        )
         return prediction.x0.reshape(z.shape), prediction
 
     def gradient(term, moment, memory_cost, potentials):
@@ -124,7 +153,7 @@ def sample_classes(
         if any(term.backprop for term in terms):
             x0, vjp, prediction = jax.vjp(lambda z: predict(z, i), z, has_aux=True)
         else:
-            (x0, prediction), vjp = predict(z, i), None
+            (x0, prediction), vjp = predict(z, i), _no_pull_back
         moment = guidance.Moment(
             z=z,
             x0=x0,

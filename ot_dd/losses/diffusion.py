@@ -16,6 +16,11 @@ def _mean_over_example(values: jax.Array) -> jax.Array:
     return jnp.mean(values, axis=tuple(range(1, values.ndim)))
 
 
+def _same_shape(name: str, found: jax.Array, wanted: tuple[int, ...]) -> None:
+    if found.shape != wanted:
+        raise ValueError(f"{name} must be {wanted}, found {found.shape}")
+
+
 def epsilon_loss(
     output: jax.Array,
     x0: jax.Array,
@@ -45,7 +50,15 @@ def epsilon_loss(
 
     Returns:
         Losses `[b]`.
+
+    Raises:
+        ValueError: For an output of another shape, or a sigma to learn in a flow.
     """
+    channels = (1 + learned_sigma) * x0.shape[-1]
+    _same_shape("output", output, (*x0.shape[:-1], channels))
+    _same_shape("eps", eps, x0.shape)
+    if learned_sigma and process.posterior_variance is None:
+        raise ValueError("learned_sigma needs a process made by ddpm_process")
     if not learned_sigma:
         return _mean_over_example(jnp.square(output - eps))
     eps_hat, v = jnp.split(output, 2, axis=-1)
@@ -119,7 +132,12 @@ def flow_loss(velocity: jax.Array, x0: jax.Array, eps: jax.Array) -> jax.Array:
 
     Returns:
         Losses `[b]`.
+
+    Raises:
+        ValueError: For shapes that disagree.
     """
+    _same_shape("velocity", velocity, x0.shape)
+    _same_shape("eps", eps, x0.shape)
     return _mean_over_example(jnp.square(velocity - (eps - x0)))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ot_dd import ot
@@ -28,13 +29,22 @@ def _reduce(values, where, reduction):
     return values.mean() if where is None else values.sum() / _count(where)
 
 
+def _kept(logits, where):
+    """Returns logits in float32 or wider, zero where an example does not count.
+
+    So that not even a NaN of such an example reaches a gradient.
+    """
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return logits if where is None else jnp.where(where[:, None], logits, 0.0)
+
+
 def _count(where):
     return jnp.maximum(jnp.sum(where, dtype=jnp.float32), 1.0)
 
 
-def _wide(logits):
-    """Returns logits in float32, whatever narrower type a network computes in."""
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+def _counts(weight) -> bool:
+    """Tells whether a term is computed: not where its weight is known to be zero."""
+    return isinstance(weight, jax.core.Tracer) or bool(weight)
 
 
 def _check_logits(student_logits, soft_logits, where=None):
@@ -77,7 +87,7 @@ def logit_matching(
       num_iters: Sinkhorn iterations.
       plan: `"sinkhorn"`, or `"identity"` for the control in which each prediction
         is matched to its own label and nothing is transported.
-      grad: see `ot.solve`.
+      grad: see `ot.solve`; `"none"` is for the distance alone.
       groups: consecutive groups of `n / groups` examples, each matched within itself.
         Under data parallelism 1 matches the global batch (devices exchange their
         predictions), the number of devices each device's share (they do not).
@@ -99,13 +109,17 @@ def logit_matching(
     if groups < 1 or n % groups:
         raise ValueError(f"groups must divide the batch of {n}, found {groups}")
     p, q = (
-        jax.nn.softmax(_wide(v) / temperature) for v in (student_logits, soft_logits)
+        jax.nn.softmax(_kept(v, where) / temperature)
+        for v in (student_logits, soft_logits)
     )
     q = jax.lax.stop_gradient(q)
+    if grad == "none":
+        p = jax.lax.stop_gradient(p)
     if plan == "identity":
         return _reduce(jnp.abs(p - q).sum(-1), where, reduction)
     # The cost lies in [0, 2]: float32 kernels hold it down to here.
-    method = "kernel" if epsilon >= 0.05 else "log"
+    traced = isinstance(epsilon, jax.core.Tracer)
+    method = "kernel" if not traced and epsilon >= 0.05 else "log"
     mask = None if where is None else where.astype(p.dtype)
 
     def paid(p, q, mask):
@@ -151,10 +165,14 @@ def soft_label_kl(
       ValueError: for shapes that disagree or an unknown reduction.
     """
     _check_logits(student_logits, soft_logits, where)
-    student_logits, soft_logits = _wide(student_logits), _wide(soft_logits)
-    log_p = jax.nn.log_softmax(student_logits / temperature)
-    log_q = jax.nn.log_softmax(jax.lax.stop_gradient(soft_logits) / temperature)
-    values = temperature**2 * jnp.sum(jnp.exp(log_q) * (log_q - log_p), axis=-1)
+    soft_logits = jax.lax.stop_gradient(soft_logits)
+    log_p, log_q = (
+        jax.nn.log_softmax(_kept(v, where) / temperature)
+        for v in (student_logits, soft_logits)
+    )
+    # A class that the teachers rule out, of logit -inf, costs nothing.
+    ratio = jnp.where(log_q > -jnp.inf, log_q - log_p, 0.0)
+    values = temperature**2 * jnp.sum(jnp.exp(log_q) * ratio, axis=-1)
     return _reduce(values, where, reduction)
 
 
@@ -180,8 +198,10 @@ def logit_mse(
       ValueError: for shapes that disagree or an unknown reduction.
     """
     _check_logits(student_logits, soft_logits, where)
-    student_logits, soft_logits = _wide(student_logits), _wide(soft_logits)
     soft_logits = jax.lax.stop_gradient(soft_logits)
+    student_logits, soft_logits = (
+        _kept(v, where) for v in (student_logits, soft_logits)
+    )
     values = jnp.mean(jnp.square(student_logits - soft_logits), axis=-1)
     return _reduce(values, where, reduction)
 
@@ -221,23 +241,29 @@ def student_loss(
       **matching: keywords of `logit_matching`.
 
     Returns:
-      The loss, scalar or `[n]`. A term of weight zero is not computed.
+      The loss, scalar or `[n]`. A term of weight zero is not computed; weights may be
+      traced.
 
     Raises:
       ValueError: for shapes that disagree or unknown names.
     """
+    _check_logits(student_logits, soft_logits, where)
+    if np.shape(labels) != student_logits.shape[:1]:
+        raise ValueError(
+            f"labels must be [{student_logits.shape[0]}], found {np.shape(labels)}"
+        )
     options = {"where": where, "reduction": reduction}
-    student_logits = _wide(student_logits)
+    student_logits = _kept(student_logits, where)
     loss = jnp.zeros((), student_logits.dtype)
-    if ce_weight:
+    if _counts(ce_weight):
         ce = optax.softmax_cross_entropy_with_integer_labels(student_logits, labels)
         loss += ce_weight * _reduce(ce, **options)
-    if mse_weight:
+    if _counts(mse_weight):
         loss += mse_weight * logit_mse(student_logits, soft_logits, **options)
-    if ot_weight:
+    if _counts(ot_weight):
         matching = options | matching
         loss += ot_weight * logit_matching(student_logits, soft_logits, **matching)
-    if kl_weight:
+    if _counts(kl_weight):
         options = options | {"temperature": kl_temperature}
         loss += kl_weight * soft_label_kl(student_logits, soft_logits, **options)
     return loss

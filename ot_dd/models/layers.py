@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ot_dd import platform
+from ot_dd.vma import vary_like
 
 Padding = str | int | Sequence[tuple[int, int]]
 
@@ -178,25 +179,6 @@ _kernel_gradient.defvjp(
 )
 
 
-def _equally_varying(*arrays):
-    """Marks arrays as varying over the same axes of a surrounding `jax.shard_map`.
-
-    A custom derivative must return cotangents that vary as its arguments do; autodiff
-    of the mark itself then sums the cotangent of a replicated argument.
-    """
-
-    def axes(a):
-        kind = jax.typeof(a)  # Before JAX 0.10 the set is its `vma`.
-        return kind.manual_axis_type.varying if hasattr(kind, "mat") else kind.vma
-
-    union = frozenset().union(*(axes(a) for a in arrays))
-    missing = [tuple(union - axes(a)) for a in arrays]
-    return [
-        lax.pcast(a, names, to="varying") if names else a
-        for a, names in zip(arrays, missing, strict=True)
-    ]
-
-
 def conv_on_cpu(
     x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: Padding = "SAME"
 ) -> jax.Array:
@@ -211,7 +193,7 @@ def conv_on_cpu(
     narrow = all(max(pad) < k for pad, k in zip(pads, size, strict=True))
     dense = kernel.shape[2] == x.shape[-1]
     if strides == 1 and size != (1, 1) and narrow and dense:
-        return _convolve(*_equally_varying(x, kernel), pads)
+        return _convolve(*vary_like((x, kernel), x, kernel), pads)
     return conv_as_matmul(x, kernel, strides=strides, padding=padding)
 
 

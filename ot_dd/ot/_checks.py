@@ -7,6 +7,7 @@ import numpy as np
 GRADIENTS = ("envelope", "unroll", "none")
 METHODS = ("auto", "log", "kernel")
 SOLVERS = ("sinkhorn", "ott")
+_NUMBERS = int | float | np.integer | np.floating  # Static ones, and no arrays.
 
 
 def _known(*values) -> bool:
@@ -40,21 +41,24 @@ def options(options, epsilon, solver, ott_options) -> None:
             raise ValueError(f"{name} must be a positive int, found {count!r}")
     for name in ("tau_a", "tau_b"):
         tau = getattr(options, name)
-        if not 0.0 < tau <= 1.0:
-            raise ValueError(f"{name} must be in (0, 1], found {tau!r}")
+        if not isinstance(tau, _NUMBERS) or not 0.0 < tau <= 1.0:
+            raise ValueError(f"{name} must be a number in (0, 1], found {tau!r}")
     if np.ndim(epsilon) != 0:
         raise ValueError(f"epsilon must be a scalar, found shape {np.shape(epsilon)}")
     if _known(epsilon) and not 0 < float(epsilon) < np.inf:
         raise ValueError(f"epsilon must be positive and finite, found {epsilon}")
     threshold = options.threshold
-    if not isinstance(threshold, int | float) or not threshold >= 0:
+    if not isinstance(threshold, _NUMBERS) or not threshold >= 0:
         raise ValueError(f"threshold must be a number from 0 on, found {threshold!r}")
 
 
 def _all(test, value) -> bool:
     """Evaluates a test of a known array, on its device, also while tracing others."""
-    with jax.ensure_compile_time_eval():
-        return bool(test(value).all())
+    try:
+        with jax.ensure_compile_time_eval():
+            return bool(test(value).all())
+    except jax.errors.TracerBoolConversionError:  # Within a `jax.shard_map`.
+        return True
 
 
 def finite(name: str, value) -> None:
@@ -62,6 +66,18 @@ def finite(name: str, value) -> None:
     if _known(value) and not _all(jnp.isfinite, value):
         bad = int((~np.isfinite(np.asarray(value))).sum())
         raise ValueError(f"{name} must be finite, found {bad} of {value.size} not so")
+
+
+def mesh(mesh, axes: tuple[str, ...]) -> None:
+    """Checks the axes that rows are split over."""
+    for name in axes:
+        one_of("axis", name, tuple(mesh.axis_names))
+        kind = mesh.axis_types[mesh.axis_names.index(name)]
+        if kind == jax.sharding.AxisType.Explicit:
+            raise ValueError(
+                f"mesh axis {name!r} must be of type Auto, found Explicit, the default "
+                "of jax.make_mesh: give it axis_types=(jax.sharding.AxisType.Auto,)"
+            )
 
 
 def init(init, n: int, m: int) -> None:
@@ -87,7 +103,8 @@ def points(x, y, block_size) -> None:
         raise ValueError(
             f"x and y must be [n, d] and [m, d], found {shapes[0]} and {shapes[1]}"
         )
-    if block_size is not None and (not isinstance(block_size, int) or block_size < 1):
+    whole = isinstance(block_size, int | np.integer)
+    if block_size is not None and (not whole or block_size < 1):
         raise ValueError(f"block_size must be a positive int, found {block_size!r}")
     finite("x", x)
     finite("y", y)
@@ -95,7 +112,7 @@ def points(x, y, block_size) -> None:
 
 def weights(a, b, n: int, m: int, dtype, balanced: bool):
     """Returns checked weights `[n]` and `[m]`, uniform where none are given."""
-    dtype = jnp.promote_types(dtype, jnp.float32)
+    dtype = jax.dtypes.canonicalize_dtype(jnp.promote_types(dtype, jnp.float32))
     found = []
     for name, value, size in (("a", a, n), ("b", b, m)):
         if value is None:

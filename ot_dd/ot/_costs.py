@@ -5,6 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from ot_dd.vma import vary_like
+
 CostFn = str | Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -37,14 +39,13 @@ def _in_steps(v):
     return v.reshape(-1, _UNROLL, v.shape[1])
 
 
-@jax.custom_vjp
-def _l1(x, y):
+def _l1_plain(x, y):
     def on_cpu(x, y):
         def add(total, columns):
             terms = (jnp.abs(p[:, None] - q[None, :]) for p, q in zip(*columns))
             return total + sum(terms), None
 
-        start = jnp.zeros((x.shape[0], y.shape[0]), x.dtype)
+        start = vary_like(jnp.zeros((x.shape[0], y.shape[0]), x.dtype), x, y)
         return jax.lax.scan(add, start, (_in_steps(x.T), _in_steps(y.T)))[0]
 
     def fused(x, y):
@@ -53,8 +54,12 @@ def _l1(x, y):
     return jax.lax.platform_dependent(x, y, cpu=on_cpu, default=fused)
 
 
+# Its forward rule is not itself: forward mode over the gradient then goes through.
+_l1 = jax.custom_vjp(_l1_plain)
+
+
 def _l1_forward(x, y):
-    return _l1(x, y), (x, y)
+    return _l1_plain(x, y), (x, y)
 
 
 def _l1_backward(points, weight):
@@ -67,7 +72,7 @@ def _l1_backward(points, weight):
             terms = (w[:, None] * jnp.sign(x - q[None, :]) for q, w in zip(*rows))
             return total + sum(terms), None
 
-        start = jnp.zeros_like(x)
+        start = vary_like(jnp.zeros_like(x), x, y, weight)
         return jax.lax.scan(add, start, (_in_steps(y), _in_steps(weight.T)))[0]
 
     def fused(x, y, weight):
@@ -133,7 +138,7 @@ def cost_matrix(x: jax.Array, y: jax.Array, cost_fn: CostFn) -> jax.Array:
             f"x and y must be [n, d] and [m, d], found {x.shape} and {y.shape}"
         )
     dtype = jnp.result_type(x, y, jnp.float32)
-    x, y = x.astype(dtype), y.astype(dtype)
+    x, y = vary_like((x.astype(dtype), y.astype(dtype)), x, y)
     if callable(cost_fn):
         with jax.default_matmul_precision("highest"):
             return jax.vmap(lambda p: jax.vmap(lambda q: cost_fn(p, q))(y))(x)

@@ -50,5 +50,5 @@ def sinkhorn_divergence(
     divergence = cross - 0.5 * (self_x + self_y)
     if options.get("tau_a", 1.0) == options.get("tau_b", 1.0) == 1.0:
         return divergence
-    masses = [1.0 if v is None else jnp.sum(v) for v in (a, b)]
+    masses = [1.0 if v is None else jnp.sum(jnp.asarray(v)) for v in (a, b)]
     return divergence + 0.5 * epsilon * (masses[0] - masses[1]) ** 2

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from ot_dd import platform
 from ot_dd.ot._costs import DEGREES, CostFn, cost_matrix
+from ot_dd.vma import vary_like
 
 HIGHEST = jax.lax.Precision.HIGHEST
 # Beyond exp(+-30) the entries that a float32 kernel has rounded to zero could matter.
@@ -100,6 +101,7 @@ def _finite(top):
 
 def _scan(body, carry, blocks):
     """`jax.lax.scan` without the loop for a single block: XLA fuses across its edge."""
+    carry = vary_like(carry, blocks)
     if jax.tree.leaves(blocks)[0].shape[0] > 1:
         return jax.lax.scan(body, carry, blocks)
     carry, out = body(carry, jax.tree.map(lambda v: v[0], blocks))

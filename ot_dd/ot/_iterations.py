@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ot_dd.ot._geometry import target_marginal
+from ot_dd.vma import vary_like
 
 # A kernel costs as much as some ten products with it: where it serves for fewer than
 # so many iterations, potentials move too fast, and the next ones are in the log domain.
@@ -62,7 +63,7 @@ def iterate(geometry, problem, init, options):
             sums = problem.b * jnp.exp(moved)
             wanted = target_marginal(problem.b, g, tau_b)
             error = jnp.sum(jnp.abs(sums - wanted))
-            return tau_b * soft_min, error, jnp.asarray(True)
+            return tau_b * soft_min, error, vary_like(jnp.asarray(True), error)
 
         return repeat(body, g)
 
@@ -87,14 +88,14 @@ def iterate(geometry, problem, init, options):
             repeat = functools.partial(_repeat_until, slow, limit)
             g, log_error, steps, _ = log_steps(g, repeat)
             error = jnp.where(steps > 0, log_error, error)
-            return g, error, step + steps, jnp.asarray(False)
+            return g, error, step + steps, vary_like(jnp.asarray(False), error)
 
         def going(state):
             _, error, step, stuck = state
             return (step < most) & ~_within(error, limit) & ~stuck
 
         error = jnp.asarray(jnp.inf, g.dtype)
-        start = (g, error, jnp.asarray(0), jnp.asarray(False))
+        start = vary_like((g, error, jnp.asarray(0), jnp.asarray(False)), g)
         g, _, step, _ = jax.lax.while_loop(going, more, start)
         return g, step
 
@@ -151,7 +152,7 @@ def _repeat_exactly(length, body, state):
         return state, error, step + ok, ok
 
     error = jnp.zeros((), jax.tree.leaves(state)[0].dtype)
-    start = (state, error, jnp.asarray(0), jnp.asarray(True))
+    start = vary_like((state, error, jnp.asarray(0), jnp.asarray(True)), state)
     return jax.lax.fori_loop(0, length, more, start)
 
 
@@ -178,6 +179,5 @@ def _repeat_until(length, limit, body, state):
         return state, error, step + ok, ok
 
     error = jnp.asarray(jnp.inf, jax.tree.leaves(state)[0].dtype)
-    return jax.lax.while_loop(
-        going, more, (state, error, jnp.asarray(0), jnp.asarray(True))
-    )
+    start = vary_like((state, error, jnp.asarray(0), jnp.asarray(True)), state)
+    return jax.lax.while_loop(going, more, start)

@@ -10,6 +10,7 @@ from ott.geometry.pointcloud import PointCloud
 from ott.solvers import linear
 
 from ot_dd.ot import _checks
+from ot_dd.ot._geometry import target_marginal
 
 
 class Ott(NamedTuple):
@@ -46,8 +47,10 @@ def solve(cost, a, b, epsilon, options, init, ott_options, make_result):
         geometry, a, b = jax.lax.stop_gradient((geometry, a, b))
     limits = {"threshold": options.threshold, "max_iterations": options.max_iters}
     if options.num_iters is not None:
-        limits = dict.fromkeys(("min_iterations", "max_iterations"), options.num_iters)
-        limits |= {"threshold": 0.0, "inner_iterations": 1}
+        # No error is below zero: so many iterations are run. An equal minimum would say
+        # that too, but through ott-jax's fixed loop unrolled gradients come out wrong.
+        limits = {"threshold": 0.0, "inner_iterations": 1, "min_iterations": 0}
+        limits["max_iterations"] = options.num_iters
     if low_rank:
         limits |= {"epsilon": epsilon}
     elif options.grad == "unroll":
@@ -67,9 +70,19 @@ def solve(cost, a, b, epsilon, options, init, ott_options, make_result):
             return jnp.where(positive, potential - epsilon * log, 0.0)
 
         potentials = unweighted(output.f, a), unweighted(output.g, b)
-    error = (
-        jnp.abs(output.marginal(1) - a).sum() + jnp.abs(output.marginal(0) - b).sum()
-    )
+    wanted = a, b
+    if not low_rank:  # What the marginals of an unbalanced problem would be.
+        wanted = tuple(
+            target_marginal(weights, potential / epsilon, tau)
+            for weights, potential, tau in zip(
+                (a, b),
+                (output.f, output.g),
+                (options.tau_a, options.tau_b),
+                strict=True,
+            )
+        )
+    marginals = output.marginal(1), output.marginal(0)
+    error = sum(jnp.abs(m - w).sum() for m, w in zip(marginals, wanted, strict=True))
     error = jax.lax.stop_gradient(error)
     mass = jnp.maximum(a.sum(), b.sum())
     return make_result(
@@ -79,7 +92,7 @@ def solve(cost, a, b, epsilon, options, init, ott_options, make_result):
         marginal_error=error,
         n_iters=output.n_iters,
         converged=(error <= options.threshold * mass) & jnp.isfinite(error)
-        if options.tau_a == options.tau_b == 1.0
+        if not low_rank or options.tau_a == options.tau_b == 1.0
         else output.converged,
         coupling=Ott(output),
     )

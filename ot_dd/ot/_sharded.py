@@ -54,7 +54,7 @@ def solve_sample_sharded(
       y: points `[m, d]`.
       a: weights `[n]`, default uniform.
       b: weights `[m]`, default uniform.
-      mesh: a device mesh.
+      mesh: a device mesh, its `axis` of type `jax.sharding.AxisType.Auto`.
       axis: the mesh axis, or axes, over which the rows are split.
       cost_fn: see `solve_sample`.
       epsilon: see `solve_sample`.
@@ -82,8 +82,7 @@ def solve_sample_sharded(
     _checks.options(options, epsilon, "sinkhorn", {})
     _checks.points(x, y, block_size)
     axes = (axis,) if isinstance(axis, str) else tuple(axis)
-    for name in axes:
-        _checks.one_of("axis", name, tuple(mesh.axis_names))
+    _checks.mesh(mesh, axes)
     n, m = len(x), len(y)
     _checks.init(init, n, m)
     balanced = tau_a == tau_b == 1.0

@@ -13,6 +13,7 @@ from ot_dd.ot import _checks, _ott
 from ot_dd.ot._costs import CostFn, cost_matrix
 from ot_dd.ot._geometry import Dense, Points, Problem, target_marginal
 from ot_dd.ot._iterations import Options, iterate
+from ot_dd.vma import vary_like
 
 
 class OTResult(NamedTuple):
@@ -106,9 +107,9 @@ def solve(
         is the balanced problem.
       tau_b: the same for the column marginal.
       grad: `"envelope"` differentiates with the plan held fixed (exact for `value` at
-        convergence), `"unroll"` goes through the iterations (needs `num_iters`;
-        rematerialised: memory grows by some vectors an iteration, and with
-        `method="kernel"` by some matrices every 40),
+        convergence; once, not twice: a Hessian needs `"unroll"`), `"unroll"` goes
+        through the iterations (needs `num_iters`; rematerialised: memory grows by some
+        vectors an iteration, and with `method="kernel"` by some matrices every 40),
         `"none"` stops gradients.
       method: `"log"` iterates in the log domain, safe at any epsilon. `"kernel"`
         iterates by matrix-vector products with a stabilised kernel, several times
@@ -118,7 +119,8 @@ def solve(
         unrolled gradients `"auto"` means `"log"`, and `"kernel"` makes a new one
         every 40 iterations).
       solver: `"sinkhorn"`, or `"ott"` for ott-jax's solvers (whose unbalanced problems
-        are regularised by the plan's entropy instead of `KL(P | a b^T)`).
+        are regularised by the plan's entropy instead of `KL(P | a b^T)`, and whose
+        `value_linear` and `plan` have ott-jax's gradients).
       **ott_options: with `solver="ott"`, keywords of `ott.solvers.linear.solve`, such
         as `rank=10` for its low-rank Sinkhorn.
 
@@ -268,6 +270,8 @@ def run(geometry, a, b, epsilon, init, options: Options) -> OTResult:
     a, b, epsilon = (jnp.asarray(v, dtype) for v in (a, b, epsilon))
     if options.grad == "none":
         geometry, a, b, epsilon = jax.lax.stop_gradient((geometry, a, b, epsilon))
+    arrays = geometry, a, b, init
+    geometry, a, b, init = vary_like(arrays, *arrays, epsilon)
     problem = Problem(a, b, options.tau_a, options.tau_b)
     if init is not None:
         init = tuple(jnp.asarray(v, dtype) / epsilon for v in init)

@@ -278,7 +278,10 @@ def _grids(sides: Sequence[Mapping[tuple, float]]) -> list[np.ndarray]:
         ]
     return [
         np.array(
-            [[np.mean([v for (i, _), v in side.items() if i == seed])] for seed in seeds]
+            [
+                [np.mean([v for (i, _), v in side.items() if i == seed])]
+                for seed in seeds
+            ]
         )
         for side, seeds in zip(sides, sets, strict=True)
     ]

@@ -153,7 +153,9 @@ def load_distilled(directory: Path) -> tuple[np.ndarray, np.ndarray, dict]:
 def image_files(directory: Path, folder: str) -> list[Path]:
     """Returns the images of a class; an exported image folder has them in `train/`."""
     own = directory / "images"
-    return sorted(((own if own.exists() else directory / "train") / folder).glob("*.png"))
+    return sorted(
+        ((own if own.exists() else directory / "train") / folder).glob("*.png")
+    )
 
 
 def _is_description(found) -> bool:

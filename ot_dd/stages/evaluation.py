@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax.errors import FlaxError
 
 from ot_dd import models
-from ot_dd.config import ConfigError, nearest
+from ot_dd.config import ConfigError, nearest, to_dict
 from ot_dd.parallel import data_mesh, side_by_side
 from ot_dd.stages import vocabulary
 from ot_dd.stages.folders import read_image_set
@@ -192,6 +192,7 @@ def evaluate(
         },
         "epochs_changed_to": epochs or None,
         "command": command(),
+        "config": to_dict(config),
         "recipes": {
             str(ipc): _recipe(config, chosen, protocol, ipc, dataset, epochs)
             for ipc in sorted({r["ipc"] for r in records})

@@ -227,6 +227,13 @@ def surrogate(config, shape: tuple[int, ...], num_classes: int) -> Network:
     return Network(module, init, step_fn, artifact)
 
 
+def fresh_network(settings, model: str, num_classes: int) -> nn.Module:
+    """Returns a network that refinement takes features of, `settings` its own."""
+    sizes = {"width": settings.width, "depth": settings.depth}
+    sizes = {name: value for name, value in sizes.items() if value}
+    return models.create(model, num_classes=num_classes, **sizes)
+
+
 def surrogate_loss(module):
     """Returns the surrogate's loss `(params, images, labels) -> scalar`."""
 

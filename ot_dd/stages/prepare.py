@@ -239,6 +239,12 @@ def check_shapes(config, shape: tuple[int, ...], num_classes: int) -> None:
             if module is None:
                 module = models.create(name, num_classes=num_classes, **dict(extra))
             jax.eval_shape(lambda x, m=module: m.init(key, x, train=True), image)
+        part = "refine.features"
+        for name in config.refine.features if config.refine.steps else ():
+            if name.startswith("fresh:"):
+                model = name.removeprefix("fresh:")
+                module = networks.fresh_network(config.refine, model, num_classes)
+                jax.eval_shape(lambda x, m=module: m.init(key, x), image)
         part = "denoiser"
         settings = config.denoiser
         module = pretrained.denoiser_module(settings, num_classes) or models.create(
@@ -248,7 +254,7 @@ def check_shapes(config, shape: tuple[int, ...], num_classes: int) -> None:
         jax.eval_shape(lambda z: module.init(key, z, row, row.astype(int)), latent)
     except ConfigError:
         raise
-    except (ValueError, FlaxError) as error:
+    except (ValueError, ZeroDivisionError, FlaxError) as error:
         raise ConfigError(
             f"config.{part} does not fit images {shape} with latents "
             f"{latent.shape[1:]}: {error}"

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from ml_collections import FrozenConfigDict
 
-from ot_dd import data, models, ot
+from ot_dd import data, ot
 from ot_dd.config import by_ipc, fingerprint
 from ot_dd.data import Stored, to_float, to_uint8
 from ot_dd.diffusion import SAMPLERS, Process
@@ -30,7 +30,7 @@ from ot_dd.stages.artifacts import (
     Prepared,
     Surrogate,
 )
-from ot_dd.stages.networks import augment_config
+from ot_dd.stages.networks import augment_config, fresh_network
 from ot_dd.stages.sample import make_process
 from ot_dd.training import fit, make_state, make_step, run_flops, trace_steps
 from ot_dd.workdir import WorkDir
@@ -353,9 +353,7 @@ def _feature_sources(settings, num_classes: int, checkpoints: int) -> list[Sourc
     """Returns the sources of `settings.features`."""
 
     def fresh(model):
-        sizes = {"width": settings.width, "depth": settings.depth}
-        sizes = {name: value for name, value in sizes.items() if value}
-        module = models.create(model, num_classes=num_classes, **sizes)
+        module = fresh_network(settings, model, num_classes)
 
         def run(key, images, fixed):
             if settings.pool:

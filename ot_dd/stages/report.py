@@ -399,7 +399,8 @@ def _table(records, rows: Sequence[Row], sets: Mapping) -> Html | None:
         "runs (count). Differences in points, of the method and its ablations seed by seed, "
         "± standard error, with the 95 % interval below, in which sets and students count; "
         "green or red only where it excludes zero. Best is the best of the evaluations "
-        "along the training, on the test set, so it flatters. W is the exact OT cost to held-out real latents, lower is closer."
+        "along the training, on the test set, so it flatters. W is the exact OT cost to "
+        "held-out real latents, lower is closer."
     )
     return tag(
         "section",

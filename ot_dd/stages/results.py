@@ -1,5 +1,6 @@
 """Stage report: `config.json`, `results.json`, and the figures behind `report.html`."""
 
+import shlex
 import sys
 from importlib import metadata
 
@@ -29,7 +30,7 @@ def command() -> str:
     """Returns the command line of this run, without the machine's paths."""
     main = sys.modules["__main__"].__spec__
     name = main.name if main else "ot_dd.distill"
-    return " ".join([f"python -m {name}", *sys.argv[1:]])
+    return shlex.join(["python", "-m", name, *sys.argv[1:]])
 
 
 def versions() -> dict[str, str]:

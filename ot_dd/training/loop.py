@@ -29,7 +29,7 @@ class TrainState:
       params: trained parameters.
       model_state: other collections, such as batch statistics.
       opt_state: optax's state.
-      ema: exponential moving average of `params`.
+      ema: exponential moving average of `params`, in float32 or wider.
     """
 
     step: jax.Array
@@ -41,12 +41,16 @@ class TrainState:
 
 def make_state(params, tx: optax.GradientTransformation, model_state=None):
     """Returns a fresh `TrainState`; the average starts at the parameters."""
+
+    def wide(p):  # A narrow average of slow steps would stand still.
+        return jnp.array(p, jnp.promote_types(p.dtype, jnp.float32))
+
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         model_state={} if model_state is None else model_state,
         opt_state=tx.init(params),
-        ema=jax.tree.map(jnp.array, params),
+        ema=jax.tree.map(wide, params),
     )
 
 

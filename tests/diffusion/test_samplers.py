@@ -110,6 +110,11 @@ def test_flow_step_matches_diffusers(batch, i):
     np.testing.assert_allclose(ours, _numpy(theirs), atol=1e-5)
 
 
+def test_ddim_with_noise_needs_it(batch):
+    with pytest.raises(ValueError, match="needs noise with eta = 1.0"):
+        ddim_step(ddpm_process(1000), 5, None, None, None, eta=1.0)
+
+
 def test_ddim_with_eta_one_is_ddpm(batch):
     z, output, noise = batch
     process = ddpm_process(20)

@@ -186,6 +186,58 @@ def test_gradients_that_are_not_finite_are_left_out_and_counted():
     np.testing.assert_allclose(latents[0], whole[0], rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group": 4}, "group must divide ipc, 6, found 4"),
+        ({"group": 0}, "group must divide ipc"),
+        ({"terms": (Term("transport", 1.0, (0, 3)),)}, "needs the argument transport"),
+        ({"terms": (Term("influence", 1.0, (0, 3)),)}, "needs the argument influence"),
+        ({"terms": (Term("deviation", 1.0, (5, 0)),)}, "window"),
+        ({"terms": (Term("deviation", 1.0, (900, 999)),)}, "window"),
+        (
+            {
+                "terms": (Term("transport", 1.0, (0, 3)),),
+                "transport": Transport(
+                    CENTERS, jnp.full((CLASSES, MODES), 1 / MODES), space="features"
+                ),
+            },
+            "needs embed",
+        ),
+        (
+            {
+                "terms": (Term("influence", 1.0, (0, 3)),),
+                "influence": lambda moment: moment.pull_back(moment.x0),
+            },
+            "needs backprop=True",
+        ),
+    ],
+)
+def test_terms_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        run(ddpm_process(8), "ddpm", **options)
+
+
+def test_a_narrow_denoiser_is_taken():
+    real = Transport(CENTERS, jnp.full((CLASSES, MODES), 1 / MODES), "sqeuclidean")
+    process = ddpm_process(8)
+    found = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+
+        def narrow(z, i, classes, dtype=dtype):
+            made = denoise(process, z, i, classes)
+            return jax.tree.map(lambda v: v.astype(dtype), made)
+
+        found[dtype], _, _ = sample_classes(
+            narrow, process, SAMPLERS["ddpm"], jax.random.key(0), jnp.arange(CLASSES),
+            latent_shape=(D,), ipc=2, group=2, transport=real,
+            terms=(Term("transport", 0.1, (0, 7), backprop=True),),
+        )  # fmt: skip
+    assert found[jnp.bfloat16].dtype == jnp.float32
+    gap = jnp.abs(found[jnp.bfloat16] - found[jnp.float32]).max()
+    assert 0 < gap < 0.1
+
+
 def test_unknown_term():
     with pytest.raises(ValueError, match="guidance term must be one of"):
         run(flow_process(4), "flow", terms=(Term("magic", 1.0, (0, 3)),))

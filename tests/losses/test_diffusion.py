@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ot_dd.diffusion.process import add_noise, ddpm_process, predict
+from ot_dd.diffusion.process import add_noise, ddpm_process, flow_process, predict
 from ot_dd.losses.diffusion import (
     autoencoder_loss,
     epsilon_loss,
@@ -124,6 +124,18 @@ def test_likelihood_stays_finite_far_from_the_mean(batch):
 
     value, gradient = jax.value_and_grad(total)(100.0)
     assert np.isfinite(value) and np.isfinite(gradient)
+
+
+def test_shapes_that_disagree(batch):
+    x = jnp.ones((2, 4, 4, 1))
+    wide = jnp.ones((2, 4, 4, 2))
+    steps = jnp.array([1, 2])
+    with pytest.raises(ValueError, match=r"output must be \(2, 4, 4, 1\)"):
+        epsilon_loss(wide, x, x, steps, ddpm_process(8), learned_sigma=False)
+    with pytest.raises(ValueError, match="ddpm_process"):
+        epsilon_loss(wide, x, x, steps, flow_process(8), learned_sigma=True)
+    with pytest.raises(ValueError, match=r"velocity must be \(2, 4, 4, 1\)"):
+        flow_loss(wide, x, x)
 
 
 def test_flow_loss():

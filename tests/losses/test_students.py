@@ -106,6 +106,62 @@ def test_masked_examples_take_no_part(name):
     np.testing.assert_allclose(gradient[5:], 0.0)
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_not_even_a_nan_of_a_masked_example_reaches_the_gradient(name):
+    student, soft = logits()
+    where = jnp.arange(8) < 5
+    loss = FUNCTIONS[name]
+    broken = student.at[6].set(jnp.nan), soft.at[7].set(jnp.inf)
+    gradient = jax.grad(lambda s: loss(s, broken[1], where=where))(broken[0])
+    expected = jax.grad(lambda s: loss(s, soft, where=where))(student)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-6)
+
+
+def test_weights_and_epsilon_may_be_traced():
+    student, soft = logits()
+    labels = jnp.arange(8) % 5
+
+    def loss(weight, epsilon):
+        weights = {"ce_weight": weight, "mse_weight": weight, "kl_weight": weight}
+        return losses.student_loss(
+            student, soft, labels, ot_weight=weight, epsilon=epsilon, **weights
+        )
+
+    found = jax.jit(loss)(0.3, 0.1)
+    np.testing.assert_allclose(found, loss(0.3, 0.1), rtol=1e-4)
+    np.testing.assert_allclose(jax.jit(loss)(0.0, 0.1), 0.0)
+
+
+def test_a_distance_without_gradients_has_none():
+    student, soft = logits()
+    value, gradient = jax.value_and_grad(
+        lambda s: losses.logit_matching(s, soft, grad="none")
+    )(student)
+    assert not np.any(gradient)
+    np.testing.assert_allclose(value, losses.logit_matching(student, soft), rtol=1e-6)
+
+
+def test_a_class_that_the_teachers_rule_out_costs_nothing():
+    student, soft = logits()
+    ruled_out = soft.at[:, 0].set(-jnp.inf)
+    found = losses.soft_label_kl(student, ruled_out)
+    low = losses.soft_label_kl(student, soft.at[:, 0].set(-1e4))
+    np.testing.assert_allclose(found, low, rtol=1e-5)
+    gradient = jax.grad(losses.soft_label_kl)(student, ruled_out)
+    assert np.isfinite(gradient).all()
+
+
+def test_hessian_vector_products():
+    """Forward over reverse, against reverse over reverse."""
+    student, soft = logits()
+    direction = logits(seed=1)[0]
+    labels = jnp.arange(8) % 5
+    gradient = jax.grad(lambda s: losses.student_loss(s, soft, labels, ot_weight=2.0))
+    _, found = jax.jvp(gradient, (student,), (direction,))
+    expected = jax.grad(lambda s: jnp.vdot(gradient(s), direction))(student)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
+
+
 def test_kl_and_mse_against_torch():
     import torch
 

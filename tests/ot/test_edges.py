@@ -1,5 +1,7 @@
 """Corners of problems: nothing to move, far away, forbidden, given wrongly."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -172,6 +174,22 @@ def test_lists_and_numpy_integers_are_taken():
     listed = ot.solve_sample(x, y, weights, epsilon=1.0, num_iters=np.int64(5))
     plain = ot.solve_sample(x, y, epsilon=1.0, num_iters=5)
     np.testing.assert_allclose(listed.value, plain.value, rtol=1e-5)
+
+
+def test_numpy_numbers_and_float64_costs_are_taken():
+    x, y = clouds()
+    cost = np.abs(np.asarray(x, np.float64)[:, None] - np.asarray(y)[None]).sum(-1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ot.solve(cost, epsilon=1.0, threshold=np.float32(1e-3))
+    blocked = ot.solve_sample(x, y, epsilon=1.0, num_iters=5, block_size=np.int64(2))
+    plain = ot.solve_sample(x, y, epsilon=1.0, num_iters=5)
+    np.testing.assert_allclose(blocked.value, plain.value, rtol=1e-5)
+    heavy = [1 / 4] * 6
+    options = {"epsilon": 1.0, "tau_a": 0.5, "num_iters": 50}
+    listed = ot.sinkhorn_divergence(x, y, heavy, **options)
+    array = ot.sinkhorn_divergence(x, y, jnp.asarray(heavy), **options)
+    np.testing.assert_allclose(listed, array, rtol=1e-5)
 
 
 def test_losses_of_bfloat16_logits_are_float32():

@@ -133,6 +133,67 @@ def test_errors():
     """,
     )
     assert "axis must be one of ('data',), found 'rows'" in found
+    found = run(
+        CLOUDS,
+        """
+    try:
+        grid = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Explicit,),
+                             devices=jax.devices()[:2])
+        ot.solve_sample_sharded(x, y, mesh=grid, epsilon=1.0)
+    except ValueError as error:
+        print(json.dumps(str(error)))
+    """,
+    )
+    assert "mesh axis 'data' must be of type Auto, found Explicit" in found
+
+
+def test_every_device_solves_its_own_problem_inside_shard_map():
+    """With `check_vma=True`, JAX's default, against the same under `vmap`."""
+    found = run(
+        CLOUDS,
+        """
+    from jax.sharding import PartitionSpec as P
+    from ot_dd import losses
+    x = x[:200]
+    labels = jnp.arange(200) % 6
+    def until(x, y):
+        return ot.solve_sample(x, y, epsilon=0.5, threshold=1e-4).value
+    def solver(**options):
+        options = {"epsilon": 0.5, "num_iters": 30} | options
+        return lambda x, y: ot.solve_sample(x, y, **options).value
+    problems = {
+        "until": until, "fixed": solver(), "log": solver(method="log"),
+        "unroll": solver(grad="unroll"), "l1": solver(cost_fn="l1"),
+        "kernel": solver(grad="unroll", method="kernel"), "blocks": solver(block_size=7),
+        "relaxed": solver(tau_a=0.8, tau_b=0.9),
+        "divergence": lambda x, y: ot.sinkhorn_divergence(
+            x, y, epsilon=0.5, num_iters=30),
+        "matching": lambda x, y: losses.logit_matching(x, y[: len(x)]),
+        "student": lambda x, y: losses.student_loss(x, y[: len(x)], labels[: len(x)]),
+    }
+    out = {}
+    for name, problem in problems.items():
+        def shares(x, y):
+            own = jax.shard_map(lambda x, y: problem(x, y)[None], mesh=mesh(4),
+                                in_specs=(P("data"), P()), out_specs=P("data"))
+            return own(x, y).sum()
+        def batch(x, y):
+            return jax.vmap(lambda x: problem(x, y))(x.reshape(4, 50, 6)).sum()
+        value, gradient = jax.jit(jax.value_and_grad(shares, argnums=(0, 1)))(x, y)
+        same, expected = jax.jit(jax.value_and_grad(batch, argnums=(0, 1)))(x, y)
+        scale = [float(jnp.abs(e).max()) + 1e-3 for e in expected]
+        out[name] = max([gap(value, same)] + [
+            float(jnp.abs(g - e).max()) / s
+            for g, e, s in zip(gradient, expected, scale)])
+    # A value that the function closes over is only looked at where it can be.
+    eager = jax.shard_map(lambda x: until(x, y)[None], mesh=mesh(4),
+                          in_specs=P("data"), out_specs=P("data"), check_vma=False)
+    out["closed over"] = gap(eager(x), jnp.stack([until(v, y) for v in
+                                                  x.reshape(4, 50, 6)]))
+    print(json.dumps(out))
+    """,
+    )
+    assert all(value < 1e-4 for value in found.values()), found
 
 
 @pytest.mark.tpu_aot

@@ -187,13 +187,35 @@ def test_gradients_in_points_and_weights(block_size, grad, tau):
             )
 
 
-def test_gradient_agrees_with_ott():
+@pytest.mark.parametrize(
+    ("grad", "num_iters", "field"),
+    [
+        ("envelope", 300, "value"),
+        ("unroll", 5, "value"),
+        ("unroll", 30, "value_linear"),
+    ],
+)
+def test_gradient_agrees_with_ott(grad, num_iters, field):
     x, y = clouds(30, 20, 4)
 
     def value(x, solver):
-        return ot.solve_sample(x, y, epsilon=0.5, num_iters=300, solver=solver).value
+        result = ot.solve_sample(
+            x, y, epsilon=0.5, num_iters=num_iters, grad=grad, solver=solver
+        )
+        return getattr(result, field)
 
     agree(jax.grad(value)(x, "sinkhorn"), jax.grad(value)(x, "ott"), 1e-4)
+
+
+def test_ott_says_how_far_an_unbalanced_problem_is():
+    x, y = clouds(30, 20, 4)
+    tau = {"tau_a": 0.6, "tau_b": 0.8, "solver": "ott"}
+    done = ot.solve_sample(x, y, epsilon=0.5, num_iters=300, **tau)
+    assert bool(done.converged) and done.marginal_error < 1e-3
+    until = ot.solve_sample(x, y, epsilon=0.5, threshold=1e-3, **tau)
+    assert until.marginal_error < 1e-2
+    begun = ot.solve_sample(x, y, epsilon=0.5, num_iters=1, **tau)
+    assert not bool(begun.converged) and begun.marginal_error > 1e-2
 
 
 def test_kernel_unrolls_to_the_gradient_of_the_log_domain():
@@ -374,7 +396,8 @@ ERRORS = [
     (dict(epsilon=1.0, rank=3), "only solver='ott'"),
     (dict(epsilon=1.0, grad="unroll"), "needs num_iters"),
     (dict(epsilon=1.0, num_iters=0), "num_iters must be a positive int"),
-    (dict(epsilon=1.0, tau_a=1.5), "tau_a must be in"),
+    (dict(epsilon=1.0, tau_a=1.5), "tau_a must be a number in"),
+    (dict(epsilon=1.0, tau_b=jnp.float32(0.5)), "tau_b must be a number in"),
     (dict(epsilon=1.0, a=jnp.ones(3)), r"a must be \[2\]"),
     (dict(epsilon=1.0, a=jnp.array([1.5, -0.5])), "a must not be negative"),
     (dict(epsilon=1.0, b=jnp.array([1.0, jnp.nan, 1.0])), "b must be finite"),

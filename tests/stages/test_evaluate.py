@@ -276,7 +276,9 @@ def test_the_command_prints_and_writes(tmp_path, dataset):
     assert found["recipes"]["3"]["optimiser"] == "sgd"
     theirs, random = found["summary"]["rows"][:2]
     assert (theirs["set"], random["set"]) == ("theirs", "random")
-    assert theirs["difference"]["unit"] == "students of one set against sets and students"
+    assert (
+        theirs["difference"]["unit"] == "students of one set against sets and students"
+    )
     assert random["difference"] is None and random["between"] is not None
     assert found["protocol_epochs"] == {"3": 1000} and found["epochs_changed_to"] == 20
     wrong = subprocess.run(

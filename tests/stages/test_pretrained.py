@@ -74,7 +74,10 @@ def test_fine_tuning_sees_the_networks_own_classes(weights, dropout):
     config = tiny(weights)
     config.denoiser.label_dropout = dropout
     denoiser, _, _ = pretrained.denoiser(config.denoiser, 4)
-    x0, classes = jax.random.normal(jax.random.key(0), (3, 8, 8, 4)), jnp.array([0, 1, 2])
+    x0, classes = (
+        jax.random.normal(jax.random.key(0), (3, 8, 8, 4)),
+        jnp.array([0, 1, 2]),
+    )
     keys = jax.random.split(jax.random.key(1), 3)
     mapped, plain = (
         denoising_loss(config.denoiser, denoiser.module, *arguments)
