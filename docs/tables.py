@@ -23,22 +23,9 @@ from ot_dd.stages._summary import (
     difference,
     group_runs,
     share_seeds,
-    signed,
     spread,
 )
 from ot_dd.stages.vocabulary import TITLES
-
-
-def percent(runs: dict) -> str:
-    """Returns "mean ± between / within": deviations of sets, and of students of a set.
-
-    A dash stands for what a single set or a single student cannot tell.
-    """
-    found = spread(runs)
-    if found.std is None:
-        return f"{found.mean:.1f}"
-    apart = ("–" if v is None else f"{v:.1f}" for v in (found.between, found.within))
-    return f"{found.mean:.1f} ± {' / '.join(apart)}"
 
 
 def trial_score(row: dict, kind: str) -> str:
@@ -79,7 +66,7 @@ def comparison(found: dict, accuracies: bool = False) -> None:
             row = cells[name]
             full = cells.get(METHOD, {}) if name != METHOD else {}
             scores = [
-                percent(row[column]) + gap(name, row[column], full.get(column, {}))
+                str(spread(row[column])) + gap(name, row[column], full.get(column, {}))
                 if column in row
                 else ""
                 for column in columns
@@ -251,14 +238,22 @@ def main(path: Path, *words: str) -> None:
 
 def results(found: dict) -> None:
     """Prints accuracies of a run's sets, and what the full method is ahead of each."""
-    (reached,) = group_runs(found["records"]).values()
+    groups = group_runs(found["records"])
+    for (student, ipc), reached in groups.items():
+        if len(groups) > 1:
+            print(f"\n**{student}, {ipc} per class**\n")
+        one_group(found, reached)
+
+
+def one_group(found: dict, reached: dict) -> None:
+    """Prints what students of one kind and size reached."""
     titles = {
         (name, variant): TITLES.get(variant) or found["sets"][name]["title"]
         for name, variant in reached
     }
     print("| set | hard labels | soft labels | W |\n|---|---|---|---|")
     for key, cells in reached.items():
-        scores = [percent(cells[kind]) if kind in cells else "" for kind in LABELS]
+        scores = [str(spread(cells[kind])) if kind in cells else "" for kind in LABELS]
         distance = found["sets"][key[0]].get("transport")  # not of `ot_dd.evaluate`
         distance = f"{distance['mean']:.1f}" if distance else ""
         print(f"| {titles[key]} | {' | '.join(scores)} | {distance} |")
@@ -269,24 +264,14 @@ def results(found: dict) -> None:
         "\n| the full method is ahead of | hard labels | soft labels |\n|---|---|---|"
     )
     for key, cells in reached.items():
+        paired = share_seeds(METHOD, key[0])
         ahead = [
-            interval(full[kind], cells[kind], paired=share_seeds(METHOD, key[0]))
+            str(difference(full[kind], cells[kind], paired=paired) or "")
             if kind in cells
             else ""
             for kind in LABELS
         ]
         print(f"| {titles[key]} | {' | '.join(ahead)} |")
-
-
-def interval(full: dict, runs: dict, *, paired: bool) -> str:
-    """Returns "+6.5 (+1.7 to +11.4)": points, and the 95 % interval."""
-    found = difference(full, runs, paired=paired)
-    if found is None:
-        return ""
-    bounds = (
-        "" if found.low is None else f" ({signed(found.low)} to {signed(found.high)})"
-    )
-    return signed(found.mean) + bounds
 
 
 if __name__ == "__main__":

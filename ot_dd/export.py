@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ot_dd.checkpoint import read_json, write_atomic
+from ot_dd.stages._summary import group_runs, spread
 from ot_dd.stages.distilled import image_files, load_distilled
 
 FORMATS = ("image_folder", "tfds", "parquet")
@@ -221,16 +222,15 @@ def data_card(about: dict, results: dict, soft_labels: str) -> str:
             "| set | student | labels | runs | accuracy |",
             "|---|---|---|---|---|",
         ]
-        groups: dict = {}
-        for record in results["records"]:
-            if not record["variant"]:
-                row = (record["set"], record["student"], record["labels"])
-                groups.setdefault(row, []).append(record["accuracy"])
-        for row, values in groups.items():
-            score = f"{100 * np.mean(values):.1f}"
-            if len(values) > 1:
-                score += f" ± {100 * np.std(values, ddof=1):.1f}"
-            lines.append(f"| {' | '.join(row)} | {len(values)} | {score} |")
+        for (student, _), kinds in group_runs(results["records"]).items():
+            for (name, variant), found in kinds.items():
+                for labels, runs in found.items() if not variant else ():
+                    row = name, student, labels, str(len(runs)), str(spread(runs))
+                    lines.append(f"| {' | '.join(row)} |")
+        lines += [
+            "",
+            "Accuracy in percent ± deviation between sets / students of one set.",
+        ]
     lines += [
         "",
         "## Citation",

@@ -36,8 +36,17 @@ def distilled(tmp_path):
         "provenance": {"data": "somewhere", "networks": "trained", "weights": []},
     }  # fmt: skip
     write_json(root / "dataset.json", about)
-    record = {"set": "ot_dd", "student": "mlp", "labels": "hard", "variant": ""}
-    records = [record | {"accuracy": 0.5}, record | {"accuracy": 0.7}]
+    record = {
+        "set": "ot_dd",
+        "student": "mlp",
+        "labels": "hard",
+        "variant": "",
+        "ipc": 3,
+    }
+    records = [
+        record | {"accuracy": accuracy, "set_seed": seed, "student_seed": 0}
+        for seed, accuracy in enumerate((0.5, 0.7))
+    ]
     write_json(root.parent / "results.json", {"records": records})
     return root, images.reshape(6, 4, 5), logits
 
@@ -109,7 +118,7 @@ def test_the_card_says_what_and_how_well(distilled, tmp_path):
     made = exporting.export(root, tmp_path / "out", "image_folder")
     card = (made / "README.md").read_text()
     assert "3 synthetic images of each of 2 classes, 4x5x1" in card
-    assert "| ot_dd | mlp | hard | 2 | 60.0 ± 14.1 |" in card
+    assert "| ot_dd | mlp | hard | 2 | 60.0 ± 14.1 / – |" in card
     assert "somewhere" in card and "2512.00308" in card
     assert json.loads((made / "dataset.json").read_text())["ipc"] == 3
     results = json.loads((root.parent / "results.json").read_text())

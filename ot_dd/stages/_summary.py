@@ -34,8 +34,13 @@ class Statistic(NamedTuple):
     within: float | None = None
 
     def __str__(self):
-        spread = "" if self.std is None else f" ± {self.std:.1f}"
-        return f"{self.mean:.1f}{spread}"
+        """Returns "94.1 ± 0.9 / 0.6", sets and students apart, or what there is of it."""
+        if self.std is None:
+            return f"{self.mean:.1f}"
+        if self.between is None and self.within is None:
+            return f"{self.mean:.1f} ± {self.std:.1f}"
+        apart = ("–" if v is None else f"{v:.1f}" for v in (self.between, self.within))
+        return f"{self.mean:.1f} ± {' / '.join(apart)}"
 
 
 class Difference(NamedTuple):
@@ -65,8 +70,10 @@ class Difference(NamedTuple):
         return "no clear difference"
 
     def __str__(self):
-        spread = "" if self.standard_error is None else f" ± {self.standard_error:.1f}"
-        return f"{signed(self.mean)}{spread}"
+        """Returns "+6.5 (+1.7 to +11.4)": points, and their 95 % interval."""
+        if self.low is None:
+            return signed(self.mean)
+        return f"{signed(self.mean)} ({signed(self.low)} to {signed(self.high)})"
 
 
 class Outcome(NamedTuple):

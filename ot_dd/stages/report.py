@@ -29,6 +29,7 @@ from ot_dd.stages._summary import (
     is_ablation,
     ordered,
     short_title,
+    signed,
     summarise,
 )
 from ot_dd.stages.vocabulary import VARIANTS
@@ -93,8 +94,8 @@ def print_table(
       against: what differences are from.
     """
     table = Table(
-        title=f"{split} accuracy, mean ± std over runs; differences ± their standard error; "
-        "W: transport to unseen images, lower is closer",
+        title=f"{split} accuracy, mean ± deviation of sets / of students of a set; differences "
+        "± half of their 95 % interval; W: transport to unseen images, lower is closer",
         title_justify="left",
     )
     table.add_column("set", overflow="fold")
@@ -114,11 +115,15 @@ def print_table(
             if outcome is None:
                 cells += [Text(""), Text("")]
                 continue
-            cells.append(Text(f"{outcome.accuracy} ({outcome.accuracy.count})"))
-            difference = outcome.difference
-            styles = {"better": "green", "worse": "red"}
-            style = styles.get(difference.verdict, "dim") if difference else ""
-            cells.append(Text(str(difference or ""), style=style))
+            cells.append(Text(str(outcome.accuracy)))
+            difference, text, style = outcome.difference, "", ""
+            if difference:
+                text = signed(difference.mean)
+                styles = {"better": "green", "worse": "red"}
+                style = styles.get(difference.verdict, "dim")
+                if difference.low is not None:
+                    text += f" ± {difference.high - difference.mean:.1f}"
+            cells.append(Text(text, style=style))
         distance = "" if row.transport is None else f"{row.transport:.3g}"
         name = Text(row.title, style="bold" if _is_method(row) else "")
         table.add_row(name, *cells, Text(distance))
@@ -395,9 +400,9 @@ def _table(records, rows: Sequence[Row], sets: Mapping) -> Html | None:
             )
         )
     note = (
-        "Accuracies in percent: mean ± sample standard deviation over all set × student "
+        "Accuracies in percent: mean ± deviation of sets / of students of one set, over all "
         "runs (count). Differences in points, of the method and its ablations seed by seed, "
-        "± standard error, with the 95 % interval below, in which sets and students count; "
+        "with the 95 % interval below, in which sets and students count; "
         "green or red only where it excludes zero. Best is the best of the evaluations "
         "along the training, on the test set, so it flatters. W is the exact OT cost to "
         "held-out real latents, lower is closer."
@@ -436,14 +441,13 @@ def _difference(difference: Difference | None) -> list[Html]:
     if difference is None:
         return []
     look = difference.verdict if difference.verdict in ("better", "worse") else None
-    return [tag("span", str(difference), class_=look), _interval(difference)]
+    return [tag("span", signed(difference.mean), class_=look), _interval(difference)]
 
 
 def _interval(difference: Difference) -> Html:
     if difference.low is None:
         return tag("small", "no interval")
-    low, high = (f"{v:+.1f}".replace("-", "−") for v in difference[2:4])
-    return tag("small", f"{low} to {high}")
+    return tag("small", f"{signed(difference.low)} to {signed(difference.high)}")
 
 
 def _ablation(records, rows: Sequence[Row]) -> Html | None:

@@ -362,7 +362,7 @@ def test_headline_claims_only_what_the_interval_allows(gains, expected):
 
 def test_headline_gives_means_deviations_and_difference():
     found = report.headline(make_results()["records"], make_results()["sets"])
-    number = r"\d+\.\d ± \d+\.\d"
+    number = r"\d+\.\d ± \d+\.\d / \d+\.\d"
     expected = rf"ot-dd {number} vs random real images {number}: \+\d\.\d points, .*"
     assert re.fullmatch(expected, found.text)
     assert re.search(r"95 % interval .* over sets\b", found.details[0])
@@ -381,7 +381,7 @@ def test_table_in_the_terminal():
     report.print_table(report.summarise(results["records"], results["sets"]), console)
     text = console.file.getvalue()
     assert "ot-dd: full method" in text and "without OT matching" in text
-    assert re.search(r"random real images\s+│ \d\d\.\d ± \d\.\d \(6\)", text)
+    assert re.search(r"random real images\s+│ \d\d\.\d ± \d\.\d / \d\.\d │", text)
 
 
 def test_page_is_standalone_and_complete(tmp_path):
