@@ -94,8 +94,9 @@ def print_table(
       against: what differences are from.
     """
     table = Table(
-        title=f"{split} accuracy, mean ± deviation of sets / of students of a set; differences "
-        "± half of their 95 % interval; W: transport to unseen images, lower is closer",
+        title=f"{split} accuracy, mean ± deviation of sets / of students of a set; "
+        "differences ± half of their 95 % interval; W: transport to unseen images, lower "
+        "is closer",
         title_justify="left",
     )
     table.add_column("set", overflow="fold")

@@ -66,7 +66,7 @@ TITLES = {
     "herding": "real images by herding",
     "kcenter": "real images by greedy k-center",
     "el2n": "easiest real images by EL2N",
-    "forgetting": "real images that the surrogate forgot most often",
+    "forgetting": "real images that the surrogate never learned, or forgot most often",
     "collage": "RDED: the easiest patches of real images",
     "prototypes": "decoded k-means centroids",
     "d4m": "D4M: k-means centroids, noised and sampled anew",

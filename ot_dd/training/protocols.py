@@ -122,7 +122,8 @@ PROTOCOLS = {
         students=("resnet18",),
         teachers=1,
         source="RDED (Sun et al., CVPR 2024): KL at temperature 20 from one teacher; "
-        "batch 50, as for IPC 10 and ten classes, and one rate for all networks",
+        "batch 50, as for IPC 10 and ten classes, one rate for all networks, and crops of "
+        "half to all of an image at any size (theirs: of all of it where it is small)",
     ),
     "rd3": Protocol(
         labels="soft",

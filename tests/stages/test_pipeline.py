@@ -1,7 +1,9 @@
 """The stages end to end at debug size: repeatable, resumable, and what they leave."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -64,6 +66,12 @@ def test_the_distilled_set(first):
     with np.load(workdir / "distilled" / "soft_labels" / "views.npz") as views:
         assert views["logits"].dtype == np.float16
         assert views["crop"].shape == (*views["logits"].shape[:3], 4)
+    page = (Path(__file__).parents[2] / "docs" / "configs.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    found: dict = {}
+    exec(code.replace("out/digits", str(workdir)), found)  # the page shows a replay
+    assert found["seen"].shape == (10, 8, 8, 1) and found["target"].shape == (10, 10)
+    assert len(set(found["rows"].tolist())) == 10
     broken = workdir / "broken"
     shutil.copytree(workdir / "distilled", broken)
     next((broken / "images").rglob("*.png")).unlink()
