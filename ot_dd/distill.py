@@ -117,6 +117,8 @@ def run(
         return {}
     banner("train", "students of this set, its ablations and the baselines")
     study = run_study(config, work, prepared, mesh)
+    if last < vocabulary.STAGES.index("report"):
+        return {}
     banner("report", "results.json and report.html")
     results = write_results(config, work, prepared, study, labels)
     banner.end()

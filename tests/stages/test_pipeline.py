@@ -146,6 +146,8 @@ def test_stages_run_up_to_the_one_named(first, tmp_path):
     assert not (copy / "distilled").exists()
     run(config(), copy, ("sample", "refine", "relabel"))
     assert files(copy) == files(first[0])
+    run(config(), copy, ("train",))
+    assert list((copy / "cache").glob("student-*"))
     assert not (copy / "results.json").exists()
 
 
