@@ -193,6 +193,8 @@ def robustness(rows: Iterable["Row"], full_hard: float | None) -> float | None:
         outcome.accuracy.mean / 100
         for outcome in (method.hard, method.soft, random.soft)
     )
+    if hard > full_hard:  # Trained too briefly on all the data to be its bound.
+        return None
     return label_robust_score(
         full_hard=full_hard, hard=hard, random=random_soft, soft=soft
     )
