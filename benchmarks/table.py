@@ -165,7 +165,8 @@ def main(_):
             )
             for k in ("protocol_epochs", "teachers", "recipes"):
                 about.setdefault(k, {}).update(found[k])
-            report |= {k: found[k] for k in ("versions", "command", "config")}
+            report |= {k: found[k] for k in ("versions", "command")}
+            report.setdefault("config", {})[str(ipc)] = found["config"]
         for record in records:  # A variant is a row of its own.
             record["set"] = record["variant"] or record["set"]
         rows: list[dict] = []

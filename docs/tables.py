@@ -97,7 +97,7 @@ def comparison(found: dict, accuracies: bool = False) -> None:
                 r for r in found["table"]
                 if (r["protocol"], r["student"], r["ipc"]) == (protocol, student, ipc)
             ]  # fmt: skip
-            # The column is of one core.
+            # Several processes shared a GPU: its seconds say nothing.
             alone = [r["seconds"] for r in own if r.get("device", "cpu") == "cpu"]
             seconds = f"{np.mean(alone):.0f}" if alone else "–"
             operations = f"{own[0]['flops'] / 1e9:,.0f}"

@@ -73,7 +73,7 @@ def run(
       tensorboard: whether losses go to TensorBoard's event files as well.
 
     Returns:
-      What `results.json` holds.
+      What `results.json` holds; nothing from a run that ends before the report.
 
     Raises:
       ConfigError: for a config or stage name that cannot be.

@@ -65,8 +65,9 @@ def export(
         _soft_labels(distilled, partial, labels_kept)
         shutil.copy(distilled / "dataset.json", partial / "dataset.json")
         results = read_json(distilled.parent / "results.json") or {}
-        if results.get("product") != about["provenance"].get("recipe"):
-            results = {}  # Of another set, which was in that directory before.
+        product = {k: about["provenance"].get(k) for k in ("recipe", "labels")}
+        if results.get("product") != product:
+            results = {}  # Of other images or labels, which were there before.
         card = data_card(about, results, soft_labels)
         write_atomic(partial / "README.md", lambda file: file.write(card.encode()))
         partial.rename(output)

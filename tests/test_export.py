@@ -33,7 +33,8 @@ def distilled(tmp_path):
         "name": "shoes & shirts", "class_names": NAMES, "folders": FOLDERS, "ipc": 3,
         "image_shape": [4, 5, 1], "set_seed": 0,
         "soft_labels": {"teachers": ["convnet3"], "what": "mean logits"},
-        "provenance": {"data": "somewhere", "networks": "trained", "weights": []},
+        "provenance": {"data": "somewhere", "networks": "trained", "weights": [],
+                       "recipe": "abc", "labels": "def"},
     }  # fmt: skip
     write_json(root / "dataset.json", about)
     record = {
@@ -47,7 +48,8 @@ def distilled(tmp_path):
         record | {"accuracy": accuracy, "set_seed": seed, "student_seed": 0}
         for seed, accuracy in enumerate((0.5, 0.7))
     ]
-    write_json(root.parent / "results.json", {"records": records})
+    product = {"recipe": "abc", "labels": "def"}
+    write_json(root.parent / "results.json", {"product": product, "records": records})
     return root, images.reshape(6, 4, 5), logits
 
 
@@ -122,9 +124,11 @@ def test_the_card_says_what_and_how_well(distilled, tmp_path):
     assert "somewhere" in card and "2512.00308" in card
     assert json.loads((made / "dataset.json").read_text())["ipc"] == 3
     results = json.loads((root.parent / "results.json").read_text())
-    write_json(root.parent / "results.json", results | {"product": "of another set"})
-    made = exporting.export(root, tmp_path / "later", "image_folder")
-    assert "60.0" not in (made / "README.md").read_text()
+    for key in ("recipe", "labels"):
+        product = results["product"] | {key: "of another set"}
+        write_json(root.parent / "results.json", results | {"product": product})
+        made = exporting.export(root, tmp_path / key, "image_folder")
+        assert "60.0" not in (made / "README.md").read_text()
 
 
 def test_the_card_of_labels_made_online(distilled, tmp_path):

@@ -247,7 +247,6 @@ def student_loss(
     Raises:
       ValueError: for shapes that disagree or unknown names.
     """
-    _check_logits(student_logits, soft_logits, where)
     if np.shape(labels) != student_logits.shape[:1]:
         raise ValueError(
             f"labels must be [{student_logits.shape[0]}], found {np.shape(labels)}"

@@ -47,9 +47,10 @@ class Difference(NamedTuple):
     """A difference of accuracies in percentage points, see `difference`.
 
     `low` and `high` bound its 95 % interval; like `standard_error` they are None when a
-    side is a single run. `unit` says what the interval generalises over. `bootstrap` is
-    the 95 % percentile interval over resampled sets and students, which is too narrow
-    for a handful of them (it leaves the tails out), and so decides nothing.
+    side is a single run, or nothing deviates. `unit` says what the interval generalises
+    over. `bootstrap` is the 95 % percentile interval over resampled sets and students,
+    which is too narrow for a handful of them (it leaves the tails out), and so decides
+    nothing.
     """
 
     mean: float
@@ -235,8 +236,9 @@ def difference(
     Miller, 2011): the spread of sets, each its students averaged, and the spread of
     students, each its sets averaged, less what is left in both, and no less than either
     by itself. The degrees of freedom are Satterthwaite's. What comes once (a folder, a
-    selection without chance) has no spread of sets; with one student each there is none
-    of students, and a comparison of a single run has no interval.
+    selection without chance) has no spread of sets; with one student each, or others on
+    either side, sets count alone, or the students of a lone set. There is no interval
+    where a side is a single run or nothing deviates. The mean is that of all runs.
 
     Args:
       first: accuracy in percent by (set seed, student seed).
@@ -253,83 +255,86 @@ def difference(
         sides = [first, {k: -v for k, v in second.items()}]
     if not all(sides):
         return None
-    grids = _grids(sides)
-    mean = float(sum(grid.mean() for grid in grids))
-    several = "sets and students" if grids[0].shape[1] > 1 else "sets"
+    grids, crossed = _grids(sides)
+    mean = float(sum(np.mean(list(side.values())) for side in sides))
+    several = "sets and students" if crossed else "sets"
     units = [several if len(grid) > 1 else "students of one set" for grid in grids]
     unit = " against ".join(dict.fromkeys(units))
-    variance, freedom = _variance(grids)
+    variance, freedom = _variance(grids, crossed)
     if not variance:
         return Difference(mean, None, None, None, paired, unit)
     error = math.sqrt(variance)
     half = error * float(stats.t.ppf(0.975, freedom))
-    low, high = (float(v) for v in np.quantile(_resampled(grids), (0.025, 0.975)))
+    drawn = _resampled(grids, crossed) + mean
+    low, high = (float(v) for v in np.quantile(drawn, (0.025, 0.975)))
     return Difference(mean, error, mean - half, mean + half, paired, unit, (low, high))
 
 
-def _grids(sides: Sequence[Mapping[tuple, float]]) -> list[np.ndarray]:
-    """Returns the runs of each side as `[sets, students]`, of equal students.
+def _grids(sides: Sequence[Mapping[tuple, float]]) -> tuple[list[np.ndarray], bool]:
+    """Returns the runs of each side as `[sets, students]`, and whether they are crossed.
 
-    Where no student is in every set of either side, sets are means of what they have.
+    They are where two students or more are in every set of every side: those are the
+    columns. Where they are not, several sets are the means of their students,
+    `[sets, 1]`, and a lone set is its own students, `[1, students]`.
     """
-    sets = [sorted({seed for seed, _ in side}) for side in sides]
-    students = [
-        {student for _, student in side}.intersection(
-            *({j for i, j in side if i == seed} for seed in seeds)
-        )
-        for side, seeds in zip(sides, sets, strict=True)
-    ]
-    shared = sorted(set.intersection(*students))
-    if shared:
-        return [
-            np.array([[side[i, j] for j in shared] for i in seeds], np.float64)
-            for side, seeds in zip(sides, sets, strict=True)
+    by_set: list[dict] = []
+    for side in sides:
+        by_set.append({})
+        for (seed, student), value in sorted(side.items()):
+            by_set[-1].setdefault(seed, {})[student] = value
+    shared = set.intersection(*(set(runs) for own in by_set for runs in own.values()))
+    if len(shared) > 1:
+        rows = [
+            [[runs[student] for student in sorted(shared)] for runs in own.values()]
+            for own in by_set
         ]
-    return [
-        np.array(
-            [
-                [np.mean([v for (i, _), v in side.items() if i == seed])]
-                for seed in seeds
-            ]
-        )
-        for side, seeds in zip(sides, sets, strict=True)
-    ]
+    else:
+        rows = [
+            [[np.mean(list(runs.values()))] for runs in own.values()]
+            if len(own) > 1
+            else [list(runs.values()) for runs in own.values()]
+            for own in by_set
+        ]
+    return [np.array(grid, np.float64) for grid in rows], len(shared) > 1
 
 
-def _variance(grids: Sequence[np.ndarray]) -> tuple[float, float]:
+def _variance(grids: Sequence[np.ndarray], crossed: bool) -> tuple[float, float]:
     """Returns the variance of the summed means and its degrees of freedom, or zeros."""
-    students = grids[0].shape[1]
     if any(grid.size == 1 for grid in grids):
         return 0.0, 0.0
     of_sets, of_students, left = [], [], []
     for grid in grids:
-        count = len(grid)
-        if count > 1:
+        count, students = grid.shape
+        if not crossed:
+            of_sets.append((grid.var(ddof=1) / grid.size, grid.size - 1))
+        elif count > 1:
             of_sets.append((grid.mean(1).var(ddof=1) / count, count - 1))
-            if students > 1:
-                freedom = (count - 1) * (students - 1)
-                rest = grid - grid.mean(0) - grid.mean(1, keepdims=True) + grid.mean()
-                left.append((-np.sum(rest**2) / freedom / grid.size, freedom))
-    if students > 1:
+            freedom = (count - 1) * (students - 1)
+            rest = grid - grid.mean(0) - grid.mean(1, keepdims=True) + grid.mean()
+            left.append((-np.sum(rest**2) / freedom / grid.size, freedom))
+    if crossed:
         column = sum(grid.mean(0) for grid in grids)
-        of_students.append((column.var(ddof=1) / students, students - 1))
+        of_students.append((column.var(ddof=1) / len(column), len(column) - 1))
     several = (of_sets, of_students, [*of_sets, *of_students, *left])
     terms = max(several, key=lambda terms: sum(v for v, _ in terms))
     variance = float(sum(v for v, _ in terms))
     return variance, variance**2 / sum(v**2 / f for v, f in terms) if variance else 0.0
 
 
-def _resampled(grids: Sequence[np.ndarray], draws: int = 10_000) -> np.ndarray:
-    """Returns means of drawn sets and drawn students (Owen, 2007), `[draws]`."""
+def _resampled(grids, crossed: bool, draws: int = 10_000) -> np.ndarray:
+    """Returns how far means of drawn sets and students (Owen, 2007) are off, `[draws]`."""
     rng = np.random.default_rng(0)
 
     def weights(count):
         return rng.multinomial(count, np.full(count, 1 / count), draws) / count
 
-    students = weights(grids[0].shape[1])
-    return sum(
-        np.einsum("ns,sk,nk->n", weights(len(grid)), grid, students) for grid in grids
-    )
+    total, students = np.zeros(draws), weights(grids[0].shape[1])
+    for grid in grids:
+        columns = students if crossed else weights(grid.shape[1])
+        total += np.einsum(
+            "ns,sk,nk->n", weights(len(grid)), grid - grid.mean(), columns
+        )
+    return total
 
 
 def group_runs(records: Iterable[Mapping], field: str = "accuracy") -> dict:

@@ -37,7 +37,9 @@ def write_distilled(
     teachers = choose_teachers(config, workdir, prepared)
     soft = relabel(config, workdir, prepared, product, teachers=teachers)
     final = (workdir.path / "distilled").resolve()
-    root, before = (final.with_name(f".distilled.{name}") for name in ("part", "old"))
+    root, before = (
+        final.with_name(f".{final.name}.{name}") for name in ("part", "old")
+    )
     if is_leader():
         shutil.rmtree(root, ignore_errors=True)
     names = class_folders(prepared.dataset.class_names)
@@ -75,6 +77,7 @@ def write_distilled(
             "networks": "trained on the training split, but for those under weights",
             "weights": prepared.facts["weights"],
             "recipe": product.key,
+            "labels": soft.key,
         },
         "bytes": {
             "images": image_bytes,
@@ -124,7 +127,7 @@ def load_distilled(directory: Path) -> tuple[np.ndarray, np.ndarray, dict]:
         files = image_files(directory, folder)
         if len(files) != description["ipc"]:
             raise ValueError(
-                f"{directory / 'images' / folder} holds {len(files)} images, "
+                f"{_images_of(directory) / folder} holds {len(files)} images, "
                 f"dataset.json says {description['ipc']}"
             )
         for file in files:
@@ -151,11 +154,14 @@ def load_distilled(directory: Path) -> tuple[np.ndarray, np.ndarray, dict]:
 
 
 def image_files(directory: Path, folder: str) -> list[Path]:
-    """Returns the images of a class; an exported image folder has them in `train/`."""
-    own = directory / "images"
-    return sorted(
-        ((own if own.exists() else directory / "train") / folder).glob("*.png")
-    )
+    """Returns the images of a class."""
+    return sorted((_images_of(directory) / folder).glob("*.png"))
+
+
+def _images_of(directory):
+    """Returns where the classes are: an exported image folder has them in `train/`."""
+    exported = not (directory / "images").exists() and (directory / "train").exists()
+    return directory / ("train" if exported else "images")
 
 
 def _is_description(found) -> bool:

@@ -69,7 +69,7 @@ def write_results(
     facts = prepared.facts
     results = {
         "name": config.name,
-        "product": stored["provenance"]["recipe"],
+        "product": {k: stored["provenance"][k] for k in ("recipe", "labels")},
         "command": command(),
         "versions": versions(),
         "config": describe(config),

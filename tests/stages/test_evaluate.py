@@ -317,6 +317,7 @@ def test_the_table_has_every_set_and_prints(tmp_path):
     ]
     assert [(s["set"], s["set_seed"]) for s in part["sets"]] == wanted
     assert [(r["set"], r["set_seed"]) for r in found["table"]] == wanted
+    assert found["config"]["3"]["ipc"] == 3
     operations = {name: cost["flops"] for name, cost in part["cost"].items()}
     assert operations["random"] == 0 < operations["d4m"] == operations["quantised"]
     assert operations["minimax"] > 2 * operations["no_refine"]  # It trains a network.

@@ -261,12 +261,21 @@ def test_sets_that_share_no_seeds_are_compared_by_welch():
                    ((many, lone[0]), (lone[0], many)))  # fmt: skip
     assert found.unit == "sets and students against students of one set"
     np.testing.assert_allclose([back.mean, back.low], [-found.mean, -found.high])
+    other = {(0, 7 + k): value for (_, k), value in lone[0].items()}
+    means = [np.mean([many[s, k] for k in range(3)]) for s in range(5)]
+    found = difference(many, other, paired=False)  # No student on both sides.
+    agree(found, stats.ttest_ind(means, list(other.values()), equal_var=False))
+    assert found.unit == "sets against students of one set"
+    ragged = {key: value for key, value in many.items() if key != (4, 2)}
+    found = difference(ragged, lone[0], paired=False)
+    expected = np.mean(list(ragged.values())) - np.mean(list(lone[0].values()))
+    np.testing.assert_allclose(found.mean, expected)
     flat = {key: 80.0 for key in many}
     assert difference(flat, flat, paired=True).low is None  # No spread, no interval.
 
 
 @pytest.mark.parametrize("noise", [(0, 0.5, 0.5), (0.5, 0, 0.5), (0.5, 0.5, 0.5)])
-@pytest.mark.parametrize("sets", [(5, 5), (5, 1)])
+@pytest.mark.parametrize("sets", [(5, 5), (3, 3), (5, 1)])
 def test_intervals_hold_what_they_promise(noise, sets):
     """Two equal methods: at most some 5 % are called different, whatever deviates.
 
