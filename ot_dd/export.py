@@ -225,8 +225,8 @@ def data_card(about: dict, results: dict, soft_labels: str) -> str:
         ]
         for (student, _), kinds in group_runs(results["records"]).items():
             for (name, variant), found in kinds.items():
-                for labels, runs in found.items() if not variant else ():
-                    row = name, student, labels, str(len(runs)), str(spread(runs))
+                for kind, runs in found.items() if not variant else ():
+                    row = name, student, kind, str(len(runs)), str(spread(runs))
                     lines.append(f"| {' | '.join(row)} |")
         lines += [
             "",
