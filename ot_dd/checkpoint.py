@@ -80,7 +80,7 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, example)
         try:
             return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-        except (ValueError, TypeError, KeyError, OSError) as error:
+        except Exception as error:  # TensorStore raises bare ones.
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(
                 f"checkpoint {self.directory}, step {step}, is damaged or of another "

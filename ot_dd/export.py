@@ -14,6 +14,7 @@ import argparse
 import json
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -167,8 +168,11 @@ def _soft_labels(distilled, root, kept):
         return
     if not source.exists():
         raise FileNotFoundError(f"{source} is missing: give --soft-labels=none")
-    with np.load(source, allow_pickle=False) as stored:
-        views = dict(stored)
+    try:
+        with np.load(source, allow_pickle=False) as stored:
+            views = dict(stored)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{source} is damaged ({error}): distil again") from error
     logits = views.pop("logits", None)
     if kept == -1 and logits is not None:
         views["logits"] = logits

@@ -4,6 +4,7 @@ import math
 
 from ot_dd import diffusion, models
 from ot_dd.config import ConfigError, nearest
+from ot_dd.data.augment import AugmentConfig, check
 from ot_dd.losses.students import PLANS
 from ot_dd.losses.transport import EPSILON_UNITS
 from ot_dd.ot import COST_NAMES
@@ -160,6 +161,14 @@ def _check_views(config):
     for field in ("crop_scale", "crop_ratio"):
         pair = tuple(config.data.augment[field])
         _need(len(pair) == 2, f"data.augment.{field}", pair, "must be (least, largest)")
+    settings = config.data.augment
+    kept = {k: tuple(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+    try:
+        check(AugmentConfig(**kept))
+    except ValueError as error:
+        raise ConfigError(
+            str(error).replace("AugmentConfig.", "config.data.augment.", 1)
+        ) from error
 
 
 def _check_sampling(config):

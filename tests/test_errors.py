@@ -98,6 +98,7 @@ FIELDS = [
     ({"refine.depth": 9}, "config.refine.features does not fit images"),
     ({"teachers.options": {"convnet": {"width": 0}}}, "config.teachers (convnet) does"),
     ({"data.augment.crop_scale": (0.5,)}, "data.augment.crop_scale is (0.5,): must be"),
+    ({"data.augment.cutmix": 2.0}, "data.augment.cutmix = 2.0: must be a probability"),
     ({"data.source": str(Path(__file__).parent)}, "did you mean 'image_folder:/"),
     ({"data.source": "digit"}, "data.source = 'digit': unknown source"),
     ({"data.source": "image_folder:/nowhere"}, "no directory /nowhere"),

@@ -97,7 +97,7 @@ def sample_params(
     Raises:
       ValueError: A field of `config` is out of range.
     """
-    _check(config)
+    check(config)
     height, width = image_shape[-3:-1]
     crop_key, flip_key, jitter_key, index_key, box_key = jax.random.split(key, 5)
     if config.shift:
@@ -153,7 +153,12 @@ def apply(images: jax.Array, params: AugmentParams) -> jax.Array:
     return jnp.where(inside, out[params.mix_index], out)
 
 
-def _check(config: AugmentConfig) -> None:
+def check(config: AugmentConfig) -> None:
+    """Raises an error that names the field if one cannot be.
+
+    Raises:
+      ValueError: A field of `config` is out of range.
+    """
     low, high = config.crop_scale
     narrow, wide = config.crop_ratio
     for field, valid, wanted in (

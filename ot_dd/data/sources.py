@@ -22,7 +22,9 @@ import numpy as np
 from ot_dd.data.stored import Stored
 from ot_dd.parallel import gather_rows
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".webp")
+IMAGE_SUFFIXES = (
+    ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
 FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")
 FASHION_MNIST_CLASSES = (
     "T-shirt/top",
@@ -332,6 +334,8 @@ def _pixels(items: np.ndarray, image_size: int) -> np.ndarray:
             return _decode(encoded, image_size)
 
     # Pillow releases the GIL while it decodes and resizes.
+    if not len(items):
+        return np.empty((0, image_size, image_size, 1), np.uint8)
     images = list(_threads().map(read, items))
     for image, item in zip(images, items, strict=True):
         if image.shape[:2] != images[0].shape[:2]:
@@ -485,7 +489,8 @@ def _read_image_folder(root: Path) -> _Source:
         return _Source(root.name, pool, None, None, classes, provenance)
     classes, train = _read_class_folders(root / "train")
     splits = {}
-    for split, names in (("validation", ("val", "validation")), ("test", ("test",))):
+    known = {"validation": ("val", "valid", "validation"), "test": ("test",)}
+    for split, names in known.items():
         folder = next((root / n for n in names if (root / n).is_dir()), None)
         splits[split] = None
         if folder is not None:
@@ -502,11 +507,26 @@ def _read_image_folder(root: Path) -> _Source:
     return _Source(root.name, train, validation, test, classes, provenance)
 
 
+def _is_split(folder: Path, *names: str) -> bool:
+    """Whether a folder is called like a split, and has folders as no class does."""
+    return folder.name.casefold().startswith(names) and bool(_subfolders(folder))
+
+
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
         if path.is_dir() and not path.name.startswith(".")
+    )
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """Returns the images below a class folder, but those of hidden files and folders."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(p.startswith(".") for p in path.relative_to(folder).parts)
     )
 
 
@@ -517,6 +537,12 @@ def _read_class_folders(root: Path) -> tuple[tuple[str, ...], _Pool]:
         raise ValueError(
             f"{root} has no class folders; image_folder wants {root}/<class>/*.png"
         )
+    split = next((f for f in folders if _is_split(f, "train")), None)
+    if split and any(_is_split(f, "test", "val", "dev", "eval") for f in folders):
+        raise ValueError(
+            f"{root} has the folder {split.name}, which has folders in its turn: splits "
+            "are called train, val and test; rename them"
+        )
     if len(folders) == 1 and _subfolders(folders[0]):
         raise ValueError(
             f"{root} has one folder, {folders[0].name}, which has folders in its turn; "
@@ -524,11 +550,7 @@ def _read_class_folders(root: Path) -> tuple[tuple[str, ...], _Pool]:
         )
     images, labels = [], []
     for label, folder in enumerate(folders):
-        files = sorted(
-            path
-            for path in folder.rglob("*")
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-        )
+        files = image_paths(folder)
         if not files:
             raise ValueError(
                 f"class folder {folder} has no image ({', '.join(IMAGE_SUFFIXES)}); "

@@ -1,5 +1,6 @@
 """Rows that stay on disk: read when they are asked for, and in batches while training."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -164,8 +165,22 @@ def write_records(path: Path, rows: np.ndarray) -> None:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except RuntimeError as error:  # ArrayRecord's, such as of a full disk.
+        raise OSError(f"{path}: {str(error).splitlines()[0]}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _damage_explained(paths):
+    """Says of what ArrayRecord finds wrong with a file what to do about it."""
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(
+            f"{paths[0].parent} is damaged ({str(error).splitlines()[0]}): delete it, "
+            "and the same command makes it again"
+        ) from error
 
 
 def read_records(paths: list[Path], shape: tuple[int, ...], dtype: Any) -> Stored:
@@ -181,15 +196,18 @@ def read_records(paths: list[Path], shape: tuple[int, ...], dtype: Any) -> Store
     """
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-    source = ArrayRecordDataSource([str(path) for path in paths])
-    if len(source) != shape[0]:
+    with _damage_explained(paths):
+        source = ArrayRecordDataSource([str(path) for path in paths])
+        count = len(source)
+    if count != shape[0]:
         raise ValueError(
-            f"{paths[0].parent} holds {len(source)} rows in its parts, expected "
+            f"{paths[0].parent} holds {count} rows in its parts, expected "
             f"{shape[0]}: delete it, and the same command makes it again"
         )
 
     def read(rows):
-        records = source.__getitems__(rows.tolist())
+        with _damage_explained(paths):
+            records = source.__getitems__(rows.tolist())
         flat = np.frombuffer(b"".join(records), dtype)
         return flat.reshape(len(rows), *shape[1:])
 

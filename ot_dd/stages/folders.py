@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ot_dd.config import fingerprint
 from ot_dd.data import Dataset
-from ot_dd.data.sources import IMAGE_SUFFIXES
+from ot_dd.data.sources import image_paths
 from ot_dd.stages.artifacts import ImageSet
 from ot_dd.stages.distilled import load_distilled
 
@@ -78,7 +78,12 @@ def _read_folders(directory, dataset):
             f"{len(names)} classes"
         )
     note = "folders in sorted order, none of them named like the classes"
-    for strip in ("", r"^\d+[_-]"):
+    exact = {folder.name: folder for folder in folders}
+    same = set(exact) == set(dataset.class_names)
+    if same:
+        folders = [exact[name] for name in dataset.class_names]
+        note = "folders matched with classes by name"
+    for strip in () if same else ("", r"^\d+[_-]"):
         table = {_plain(re.sub(strip, "", folder.name)): folder for folder in folders}
         found = [name for name in names if name in table]
         if len(set(names)) == len(table) == len(found):
@@ -104,15 +109,17 @@ def _read_folders(directory, dataset):
 
 
 def _read_images(folder, grey) -> np.ndarray:
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    paths = image_paths(folder)
     if not paths:
         raise ValueError(f"{folder} has no image: every class needs as many")
     images = []
     for path in paths:
         try:
             with Image.open(path) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise OSError(f"{image.mode} pixels are not 8 bits a channel")
                 pixels = np.asarray(image.convert("L" if grey else "RGB"))
-        except (OSError, UnidentifiedImageError) as error:
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"{path} does not decode as an image: {error}") from error
         images.append(pixels[..., None] if grey else pixels)
         if images[-1].shape != images[0].shape:

@@ -296,6 +296,20 @@ def test_a_class_may_be_called_train(tmp_path):
     assert data.load(f"image_folder:{tmp_path}").class_names == ("plane", "train")
 
 
+def test_splits_of_other_names_are_no_classes(tmp_path):
+    _class_folders(tmp_path / "Training")
+    _class_folders(tmp_path / "Testing")
+    with pytest.raises(ValueError, match="Training, which has folders in its turn"):
+        data.load(f"image_folder:{tmp_path}")
+
+
+def test_hidden_folders_hold_no_images(tmp_path):
+    _class_folders(tmp_path)
+    _save(tmp_path / "class_0" / ".ipynb_checkpoints" / "0.png")
+    dataset = data.load(f"image_folder:{tmp_path}")
+    assert len(_rows(dataset.train, dataset.validation, dataset.test)) == 11
+
+
 def test_grey_and_colour_files(tmp_path):
     _class_folders(tmp_path, (4, 4), mode="L")
     assert data.load(f"image_folder:{tmp_path}").train.images.shape[-1] == 1
