@@ -19,12 +19,11 @@ for argument in "$@"; do
     *) rest+=("$argument") ;;
   esac
 done
-for number in "$processes" "$devices"; do
-  if ! [[ "$number" =~ ^[0-9]+$ ]]; then
-    echo "local.sh: --processes and --devices are whole numbers, found '$number'" >&2
-    exit 2
-  fi
-done
+if ! [[ "$processes $devices" =~ ^[1-9][0-9]*\ (0|[1-9][0-9]*)$ ]]; then
+  echo "local.sh: --processes is 1 or more and --devices 0 or more, found '$processes'" \
+    "and '$devices'" >&2
+  exit 2
+fi
 
 python="${PYTHON:-.venv/bin/python}"
 port="${PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')}"
@@ -37,7 +36,7 @@ pids=()
 # nothing.
 end() {
   kill -TERM "${pids[@]}" 2>/dev/null || true
-  (sleep "${GRACE:-60}" && kill -KILL "${pids[@]}" 2>/dev/null) &
+  (sleep "${GRACE:-60}" && kill -KILL "${pids[@]}") >/dev/null 2>&1 &
 }
 trap end INT TERM
 for ((id = 0; id < processes; id++)); do

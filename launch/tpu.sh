@@ -137,7 +137,8 @@ run() {
     local bucket
     bucket=$(printf '%q' "$BUCKET")
     # A new machine: what is in the bucket is brought back, and nothing begins without it.
-    line+="; if [ ! -e out/run/config.json ] && gcloud storage ls $bucket >/dev/null 2>&1; then mkdir -p out/run && gcloud storage rsync -r $bucket out/run || exit 1; fi"
+    # Moved into place when it is whole, so that one that broke off is taken up again.
+    line+="; if [ ! -e out/run/config.json ]; then if said=\$(gcloud storage ls $bucket 2>&1); then mkdir -p out/back && gcloud storage rsync -r $bucket out/back && rm -rf out/run && mv out/back out/run || exit 1; elif [[ \$said != *'matched no objects'* ]]; then printf '%s\n' \"\$said\"; exit 1; fi; fi"
     # Saved every ten minutes while the run lives, and once when it has ended.
     line+="; (while sleep 600; do gcloud storage rsync -r out/run $bucket; done) & saver=\$!"
     line+=";$words; status=\$?; kill \$saver; gcloud storage rsync -r out/run $bucket; exit \$status"
@@ -157,7 +158,7 @@ logs() {
 stop() {
   # The whole session of the run; a killed program leaves libtpu's lock behind.
   # shellcheck disable=SC2016 # expanded there
-  local line='cd ot-dd; pid=$(cat run.pid) || exit 0; pkill -TERM -s "$pid"; for _ in $(seq 20); do pgrep -s "$pid" >/dev/null || break; sleep 0.5; done; pkill -KILL -s "$pid"; rm -f run.pid; rm -f /tmp/libtpu_lockfile || sudo rm -f /tmp/libtpu_lockfile'
+  local line='cd ot-dd; pid=$(cat run.pid) || exit 0; pkill -TERM -s "$pid"; for _ in $(seq 120); do pgrep -s "$pid" >/dev/null || break; sleep 0.5; done; pkill -KILL -s "$pid"; rm -f run.pid; rm -f /tmp/libtpu_lockfile || sudo rm -f /tmp/libtpu_lockfile'
   [[ -z $BUCKET ]] || line+="; gcloud storage rsync -r out/run $(printf '%q' "$BUCKET")"
   on_tpu "$line"
 }
@@ -177,6 +178,7 @@ delete() {
   show gcloud compute tpus queued-resources delete "$TPU" "${where[@]}" --force --quiet
 }
 
+[[ $verb == run || $# -eq 0 ]] || die "$verb takes no arguments, found $*; --dry-run stands before the verb"
 case $verb in
   create | setup | run | logs | stop | fetch | delete) "$verb" "$@" ;;
   *) die "unknown verb $verb: create, setup, run, logs, stop, fetch or delete" ;;

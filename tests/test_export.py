@@ -159,6 +159,7 @@ def test_an_exported_image_folder_is_a_distilled_set(distilled, tmp_path):
         ("output", [], "exists"),
         ("image", [], "holds 2 images, dataset.json says 3"),
         ("labels", [], "views.npz is missing"),
+        ("damaged", [], "views.npz is damaged"),
         ("json", [], "not a distilled set"),
     ],
 )
@@ -172,6 +173,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
         (root / "images" / FOLDERS[0] / "0001.png").unlink()
     elif change == "labels":
         (root / "soft_labels" / "views.npz").unlink()
+    elif change == "damaged":
+        (root / "soft_labels" / "views.npz").write_bytes(b"PK")
     elif change == "json":
         (root / "dataset.json").unlink()
     command = [

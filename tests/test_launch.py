@@ -19,6 +19,8 @@ if "describe" in sys.argv:
     states = open(os.environ["STATES"]).read().split()
     print(states[0])
     open(os.environ["STATES"], "w").write(" ".join(states[1:] or states))
+if sys.argv[1:3] == ["storage", os.environ.get("FAIL")]:
+    sys.exit(os.environ["SAYS"])
 for word in sys.argv:
     if word.startswith("--command=") and os.environ.get("REMOTE"):
         sys.exit(subprocess.call(["bash", "-c", word[10:]], cwd=os.environ["REMOTE"]))
@@ -167,8 +169,37 @@ def test_a_bucket_is_read_before_and_written_after(tpu, tmp_path):
             break
         time.sleep(0.1)
     assert calls[1] == ["storage", "ls", "gs://a bucket/x"]
-    assert calls[2] == ["storage", "rsync", "-r", "gs://a bucket/x", "out/run"]
+    assert calls[2] == ["storage", "rsync", "-r", "gs://a bucket/x", "out/back"]
     assert calls[3] == ["storage", "rsync", "-r", "out/run", "gs://a bucket/x"]
+
+
+@pytest.mark.parametrize(
+    ("fails", "says", "begins"),
+    [
+        ("ls", "ERROR: (gcloud.storage.ls) One or more URLs matched no objects.", True),
+        ("ls", "ERROR: (gcloud.storage.ls) HTTPError 403: no access", False),
+        ("rsync", "ERROR: connection lost", False),
+    ],
+)
+def test_nothing_begins_without_what_is_in_the_bucket(
+    tpu, tmp_path, fails, says, begins
+):
+    remote = tmp_path / "remote"
+    python = remote / "ot-dd" / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/bash\necho begun\n")
+    python.chmod(0o755)
+    kept = {"REMOTE": str(remote), "FAIL": fails, "SAYS": says}
+    tpu("run", "--config=c.py", settings=["BUCKET=gs://b"], **kept)
+    log = remote / "ot-dd" / "run.log"
+    pid = (remote / "ot-dd" / "run.pid").read_text().strip()
+    for _ in range(100):
+        if subprocess.run(["kill", "-0", pid], capture_output=True).returncode:
+            break
+        time.sleep(0.1)
+    assert ("begun" in log.read_text()) == begins
+    assert begins or says in log.read_text()
+    assert not (remote / "ot-dd" / "out" / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -187,6 +218,7 @@ def test_a_bucket_is_read_before_and_written_after(tpu, tmp_path):
         ),
         (["ACCELERATOR=v5e-4"], ["create"], "must be v5litepod-N, v6e-N"),
         (["ACCELERATOR=v4-many"], ["create"], "many is no number"),
+        ([], ["delete", "--dry-run"], "takes no arguments, found --dry-run"),
         (["CAPACITY=cheap"], ["create"], "must be on-demand, spot or reserved"),
     ],
 )
@@ -217,7 +249,9 @@ def test_local_processes_get_one_address_and_their_numbers():
     assert [line[-1] for line in lines] == [f"--process_id={i}" for i in range(3)]
     assert len({line[-3] for line in lines}) == 1
     assert all("--config.name=two words" in line for line in lines)
-    wrong = subprocess.run(
-        ["launch/local.sh", "--processes=two"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert wrong.returncode == 2 and "found 'two'" in wrong.stderr
+    for count in ("two", "0", "08"):
+        wrong = subprocess.run(
+            ["launch/local.sh", f"--processes={count}"],
+            cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+        assert wrong.returncode == 2 and f"found '{count}'" in wrong.stderr

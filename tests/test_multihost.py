@@ -105,20 +105,23 @@ def assert_alike(one, other):
 
 
 @pytest.mark.slow
-def test_a_preempted_run_saves_and_ends(tmp_path):
+@pytest.mark.parametrize("save_every", [25, 100_000])
+def test_a_preempted_run_saves_and_ends(tmp_path, save_every):
     process = start(
         2, 4, tmp_path, "--stages=prepare", "--config.denoiser.steps=100_000",
-        "--config.denoiser.save_every=100_000",
+        f"--config.denoiser.save_every={save_every}",
     )  # fmt: skip
     metrics = tmp_path / "metrics.jsonl"
     wait_for(process, tmp_path, "checkpoints/denoiser-*")
+    if save_every == 25:  # A save before the notice does not put it off.
+        wait_for(process, tmp_path, "checkpoints/denoiser-*/steps/25")
     while '"denoiser"' not in metrics.read_text():
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)  # the script passes it on to both
     _, said = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM, said
-    # Both end at one step, which is saved though no checkpoint was due.
+    # Both end at one step, which is saved whether a checkpoint was due or not.
     saved = [path.name for path in tmp_path.glob("checkpoints/denoiser-*/steps/*")]
     (step,) = [name for name in saved if name.isdigit()]
     assert said.count(f"told to end at denoiser, step {step}, which is saved") == 2

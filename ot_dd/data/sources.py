@@ -333,9 +333,9 @@ def _pixels(items: np.ndarray, image_size: int) -> np.ndarray:
         def read(encoded: _Encoded) -> np.ndarray:
             return _decode(encoded, image_size)
 
-    # Pillow releases the GIL while it decodes and resizes.
     if not len(items):
         return np.empty((0, image_size, image_size, 1), np.uint8)
+    # Pillow releases the GIL while it decodes and resizes.
     images = list(_threads().map(read, items))
     for image, item in zip(images, items, strict=True):
         if image.shape[:2] != images[0].shape[:2]:

@@ -186,7 +186,8 @@ class Transport(NamedTuple):
         c, g = latents.shape[:2]
         if self.space != "features":
             return latents.reshape(c, g, -1)
-        return self.embed(latents.reshape(c * g, *latents.shape[2:])).reshape(c, g, -1)
+        features = self.embed(latents.reshape(c * g, *latents.shape[2:]))
+        return features.reshape(c, g, -1).astype(latents.dtype)
 
 
 def transport(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ot_dd import ot
 from ot_dd.diffusion import guidance
 from ot_dd.diffusion.process import Prediction, Process
+from ot_dd.vma import vary_like
 
 NAMES = ("influence", "deviation", "transport")
 
@@ -134,7 +135,9 @@ def sample_classes(
 
     any_acts_on = set().union(*map(acts_on, terms))
     labels = jnp.repeat(classes, group)
+    like = classes, () if transport is None else transport[:2]
     unguided = jnp.full((c,), jnp.nan), jnp.zeros((len(terms), c), jnp.int32)
+    unguided = vary_like(unguided, like)
 
     def predict(z, i):
         prediction = jax.tree.map(
@@ -179,7 +182,9 @@ def sample_classes(
                 axes = tuple(range(2, grad.ndim))
                 finite = jnp.isfinite(grad).all(axes)
                 grad = jnp.where(jnp.expand_dims(finite, axes), grad, 0.0)
-                left_out = left_out.at[number].set(jnp.sum(~finite, axis=1))
+                left_out = left_out.at[number].set(
+                    jnp.sum(~finite, axis=1, dtype=left_out.dtype)
+                )
                 distance = jnp.where(jnp.isnan(value), distance, value)
                 return moved - term.strength * grad, potentials, distance, left_out
 
@@ -215,6 +220,7 @@ def sample_classes(
         keys = keys_of(first)
         filled = (jnp.arange(slots) < first).astype(jnp.float32)
         potentials = (jnp.zeros((c, slots + group)), jnp.zeros((c, real_points)))
+        potentials = vary_like(potentials, like)
         state = (normal(keys, steps), keys, memory, filled, memory_cost, potentials)
         state, trace = jax.lax.scan(reverse_step, state, jnp.arange(steps - 1, -1, -1))
         z = state[0]
@@ -232,7 +238,7 @@ def sample_classes(
     memory = jnp.zeros((c, slots, *latent_shape))
     memory_cost = jnp.zeros((c, slots, real_points))
     _, (latents, (distances, left_out)) = jax.lax.scan(
-        one_group, (memory, memory_cost), jnp.arange(n // group)
+        one_group, vary_like((memory, memory_cost), like), jnp.arange(n // group)
     )
     # [groups, c, group, ...] -> [c, ipc, ...]
     latents = jnp.moveaxis(latents, 0, 1).reshape(c, n, *latent_shape)

@@ -71,22 +71,20 @@ def _read_folders(directory, dataset):
         ),
         key=_natural,
     )
-    names = [_plain(name) for name in dataset.class_names]
+    plain = _plain
+    if len(set(map(plain, dataset.class_names))) < len(dataset.class_names):
+        plain = str  # Names that differ in case or signs alone are taken as they are.
+    names = [plain(name) for name in dataset.class_names]
     if len(folders) != len(names):
         raise ValueError(
             f"{directory} has {len(folders)} class folders, the config's data "
             f"{len(names)} classes"
         )
     note = "folders in sorted order, none of them named like the classes"
-    exact = {folder.name: folder for folder in folders}
-    same = set(exact) == set(dataset.class_names)
-    if same:
-        folders = [exact[name] for name in dataset.class_names]
-        note = "folders matched with classes by name"
-    for strip in () if same else ("", r"^\d+[_-]"):
-        table = {_plain(re.sub(strip, "", folder.name)): folder for folder in folders}
+    for strip in ("", r"^\d+[_-]"):
+        table = {plain(re.sub(strip, "", folder.name)): folder for folder in folders}
         found = [name for name in names if name in table]
-        if len(set(names)) == len(table) == len(found):
+        if len(table) == len(found):
             folders = [table[name] for name in names]
             note = "folders matched with classes by name"
             break

@@ -303,6 +303,14 @@ def test_splits_of_other_names_are_no_classes(tmp_path):
         data.load(f"image_folder:{tmp_path}")
 
 
+def test_a_split_called_valid_is_the_validation_split(tmp_path):
+    for split, counts in (("train", (4, 4)), ("valid", (2, 3)), ("test", (3, 2))):
+        _class_folders(tmp_path / split, counts)
+    dataset = data.load(f"image_folder:{tmp_path}")
+    sizes = [len(x.labels) for x in (dataset.train, dataset.validation, dataset.test)]
+    assert sizes == [8, 5, 5]
+
+
 def test_hidden_folders_hold_no_images(tmp_path):
     _class_folders(tmp_path)
     _save(tmp_path / "class_0" / ".ipynb_checkpoints" / "0.png")

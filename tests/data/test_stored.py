@@ -104,6 +104,9 @@ def test_records_come_back_from_several_files(tmp_path):
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [p.name for p in paths]
     with pytest.raises(ValueError, match="holds 10 rows in its parts, expected 11"):
         read_records(paths, (11, 2, 3), np.float32)
+    paths[1].write_bytes(paths[1].read_bytes()[:40])
+    with pytest.raises(ValueError, match="is damaged .*: delete it"):
+        read_records(paths, rows.shape, np.float32)[np.arange(10)]
 
 
 def test_parts_that_are_missing_are_made_and_no_others(tmp_path):

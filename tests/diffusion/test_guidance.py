@@ -126,6 +126,24 @@ def test_transport(z, memory, cost_fn, space):
     assert value.shape == (C,) and (value > 0).all()
 
 
+def test_features_of_another_precision(z, memory):
+    """A gradient has the latents' precision, whatever the features'."""
+    narrow = Transport(
+        jax.vmap(embed)(jax.random.normal(jax.random.key(2), (C, 8, D))),
+        jnp.full((C, 8), 1 / 8), space="features",
+        embed=lambda latents: embed(latents).astype(jnp.bfloat16),
+    )  # fmt: skip
+    found = []
+    for settings in (narrow, narrow._replace(embed=embed)):
+        rows = jax.vmap(ot.cost_matrix, in_axes=(0, 0, None))(
+            settings.points(memory[0]), settings.real, settings.cost_fn
+        )
+        potentials = jnp.zeros((C, 4 + G)), jnp.zeros((C, 8))
+        found.append(transport(make_moment(z, *memory), settings, rows, potentials)[0])
+    assert found[0].dtype == z.dtype
+    np.testing.assert_allclose(found[0], found[1], atol=0.02 * jnp.abs(found[1]).max())
+
+
 def test_transport_in_clean_space_skips_the_denoiser(z):
     real = jax.random.normal(jax.random.key(2), (C, 8, D))
     settings = Transport(real, jnp.full((C, 8), 1 / 8), "sqeuclidean", 0.1, "mean_cost")

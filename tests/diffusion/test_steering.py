@@ -114,6 +114,28 @@ def test_latents_do_not_depend_on_how_classes_are_batched():
     np.testing.assert_allclose(whole[2:], part, rtol=2e-5, atol=2e-5)
 
 
+def test_sampling_inside_shard_map():
+    """With JAX's own check of what varies, as its users have it."""
+    process = flow_process(4)
+    terms = Term("transport", 0.1, (0, 3)), Term("deviation", 0.1, (1, 2))
+    weights = jnp.full((CLASSES, MODES), 1 / MODES)
+
+    def sample(classes, real, weights):
+        return sample_classes(
+            partial(denoise, process), process, SAMPLERS["flow"], jax.random.key(0),
+            classes, latent_shape=(D,), ipc=4, group=2, terms=terms,
+            transport=Transport(real, weights, num_iters=20),
+        )[0]  # fmt: skip
+
+    mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,))
+    specs = (jax.sharding.PartitionSpec("data"),) * 3
+    split = jax.shard_map(sample, mesh=mesh, in_specs=specs, out_specs=specs[0])
+    inputs = jnp.arange(CLASSES), CENTERS, weights
+    np.testing.assert_allclose(
+        jax.jit(split)(*inputs), jax.jit(sample)(*inputs), rtol=1e-4, atol=1e-5
+    )
+
+
 def test_without_guidance_the_group_does_not_matter():
     process = ddpm_process(20)
     np.testing.assert_allclose(

@@ -1,5 +1,6 @@
 """`python -m ot_dd.evaluate`: anybody's folders and the baselines under one protocol."""
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -64,6 +65,17 @@ def test_folders_are_matched_by_name_or_taken_in_order(tmp_path, dataset, order)
     named = order[0] == "0"
     assert ("by name" in note) == named
     np.testing.assert_array_equal(first, own if named else own[::-1])
+
+
+def test_classes_whose_names_differ_in_signs_are_matched_by_name(tmp_path, dataset):
+    names = ("c++", "c", *"23456789")
+    root = write_folder(tmp_path / "set", dataset, names)
+    made, note = read_image_set(
+        root, dataclasses.replace(dataset, class_names=names), name="theirs"
+    )
+    assert "by name" in note
+    own = dataset.train.images[dataset.train.labels == 0][0]
+    np.testing.assert_array_equal(made.images[0, 0], own)
 
 
 def test_names_sort_as_people_count_and_some_of_the_classes_are_refused(
@@ -143,6 +155,10 @@ def missing(root):
     (root / "3").rmdir()
 
 
+def wide(root):
+    Image.fromarray(np.full((8, 8), 30000, np.uint16)).save(root / "3" / "1.png")
+
+
 def large(root):
     for path in root.rglob("*.png"):
         Image.new("L", (9, 9)).save(path)
@@ -157,6 +173,7 @@ def large(root):
         (odd, r"1\.png is \(8, 5\) pixels"),
         (missing, r"9 class folders, the config's data 10"),
         (large, r"images of \(9, 9, 1\)"),
+        (wide, r"1\.png does not decode.* not 8 bits"),
     ],
 )
 def test_a_folder_that_does_not_fit_is_named(tmp_path, dataset, spoil, message):
