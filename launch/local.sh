@@ -31,14 +31,18 @@ if [ "$devices" -gt 0 ]; then
   export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES="$devices"
 fi
 
-pids=()
+pids=() killer=
 # Asks all to end, and after a while no longer asks: one that waits for a lost one hears
 # nothing.
 end() {
   kill -TERM "${pids[@]}" 2>/dev/null || true
+  if [ -n "$killer" ]; then return; fi
   (sleep "${GRACE:-60}" && kill -KILL "${pids[@]}") >/dev/null 2>&1 &
+  killer=$!
 }
 trap end INT TERM
+# Once all have ended, their numbers may be somebody else's.
+trap 'if [ -n "$killer" ]; then kill "$killer" 2>/dev/null || true; fi' EXIT
 for ((id = 0; id < processes; id++)); do
   command=("$python" -m ot_dd.distill ${rest[@]+"${rest[@]}"}
     "--coordinator=localhost:$port" "--num_processes=$processes" "--process_id=$id")

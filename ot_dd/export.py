@@ -119,7 +119,7 @@ def _tfds(root, files, labels, about):
 
     name = "".join(c if c.isalnum() else "_" for c in about["name"].lower())
 
-    class Distilled(tfds.core.GeneratorBasedBuilder):
+    class Distilled(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """A distilled set."""
 
         VERSION = tfds.core.Version("1.0.0")

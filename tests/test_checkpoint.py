@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
@@ -43,6 +44,30 @@ def test_nothing_to_restore_is_none(tmp_path):
     assert checkpoints.restore(_tree(0.0)) is None
     assert checkpoints.finished() is None
     checkpoints.close()
+
+
+def test_a_file_cut_short_is_one_message_or_does_no_harm(tmp_path):
+    whole, copy = tmp_path / "whole", tmp_path / "copy"
+    tree = {"a": jax.random.normal(jax.random.key(0), (300, 40))}  # A file of its own.
+    checkpoints = Checkpoints(whole)
+    checkpoints.save(1, tree)
+    checkpoints.close()
+    named = 0
+    for file in [path for path in whole.rglob("*") if path.is_file()]:
+        shutil.copytree(whole, copy)
+        os.truncate(copy / file.relative_to(whole), file.stat().st_size // 2)
+        checkpoints = Checkpoints(copy)
+        try:
+            jax.tree.map(
+                np.testing.assert_array_equal, checkpoints.restore(tree), tree
+            )
+        except ValueError as error:
+            assert "copy, step 1, is damaged or of another" in str(error)
+            assert "delete that folder" in str(error)
+            named += 1
+        checkpoints.close()
+        shutil.rmtree(copy)
+    assert named >= 3
 
 
 def test_what_a_killed_writer_left_the_next_one_writes_over(tmp_path):

@@ -107,6 +107,7 @@ FIELDS = [
     ({"data.validation_fraction": 1.5}, "data.validation_fraction = 1.5"),
     ({"data.validation_fraction": 0.0}, "config.data.validation_fraction is 0.0"),
     ({"data.image_size": -1}, "data.image_size"),
+    ({"data.source": "synthetic:n=2", "ipc": 1}, "synthetic has no validation image"),
 ]  # fmt: skip
 
 

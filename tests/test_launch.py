@@ -255,3 +255,19 @@ def test_local_processes_get_one_address_and_their_numbers():
             cwd=ROOT, capture_output=True, text=True,
         )  # fmt: skip
         assert wrong.returncode == 2 and f"found '{count}'" in wrong.stderr
+
+
+def test_nothing_of_local_processes_is_left_behind(tmp_path):
+    """The one that fails ends the other, and then nobody is left to kill anybody."""
+    program = tmp_path / "python"
+    program.write_text('#!/bin/bash\n[[ "$*" != *id=0 ]] && sleep 30\nexit 3\n')
+    program.chmod(0o755)
+    done = subprocess.run(
+        ["launch/local.sh", f"--config={tmp_path}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=20,
+        env=os.environ | {"PYTHON": str(program), "GRACE": "9", "PORT": "1"},
+    )  # fmt: skip
+    assert done.returncode == 3
+    time.sleep(0.2)
+    running = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True)
+    assert f"--config={tmp_path}" not in running.stdout

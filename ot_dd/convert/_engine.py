@@ -236,14 +236,15 @@ def fill(
       The variables, nested dictionaries of float32 arrays.
 
     Raises:
-      ConversionError: naming a tensor that is not of a floating-point type.
+      ConversionError: naming a tensor that is not of a floating-point type, or not
+        finite in float32.
     """
     sizes = {key: int(np.prod(file.shapes[key])) for key in places}
     total, done = sum(sizes.values()), 0
     variables: dict[str, Any] = {}
     for key, found in places.items():
         array = file.read(key)
-        if array.dtype not in _FLOATS:
+        if array.dtype.newbyteorder("=") not in _FLOATS:
             raise ConversionError(f"{key!a} is of type {array.dtype}, expected a float")
         array = found.transform(array)
         *folders, leaf = found.path
@@ -257,7 +258,10 @@ def fill(
             k, n = found.part
             width = out.shape[-1] // n
             out = out[..., k * width : (k + 1) * width]
-        out[...] = array
+        with np.errstate(over="ignore"):
+            out[...] = array
+        if not np.isfinite(out).all():
+            raise ConversionError(f"{key!a} holds values that float32 does not")
         done += sizes[key]
         progress(done, total)
     return variables

@@ -18,6 +18,8 @@ from ot_dd.convert import _pickle
 # Where training scripts put the weights that count, most wanted first: DiT's own
 # checkpoints hold {"model", "ema", "opt", "args"}.
 _WRAPPERS = ("ema", "state_dict_ema", "state_dict", "model_state_dict", "model")
+# What torch.compile and data parallelism put before every name.
+_PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
 
 
 class TensorFile(NamedTuple):
@@ -61,12 +63,15 @@ def open_tensors(path: Path) -> TensorFile:
         for key, shape in file.shapes.items():
             if any(type(n) is not int or not 0 <= n < 2**40 for n in shape):
                 raise ValueError(f"tensor {key!a} has the shape {shape!r:.80}")
+        keys = {_PREFIXES.sub("", key, count=1): key for key in file.shapes}
+        if len(keys) < len(file.shapes):
+            raise ValueError("tensors of one name with and without 'module.'")
 
     def read(key):
         with _explained(path):
-            return np.asarray(file.read(key))
+            return np.asarray(file.read(keys[key]))
 
-    return TensorFile(file.shapes, read)
+    return TensorFile({name: file.shapes[key] for name, key in keys.items()}, read)
 
 
 @contextlib.contextmanager
@@ -138,18 +143,19 @@ def _torch(path):
 
 def _unwrap(found, kind):
     """Returns the mapping of names to tensors, also from within a training checkpoint."""
-    for wrapper in _WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
-            return _unwrap(found[wrapper], kind)
-    if not isinstance(found, Mapping) or not any(
-        isinstance(value, kind) for value in found.values()
-    ):
+    tensors = _named_tensors(found, kind)
+    if not tensors:
         raise pickle.UnpicklingError(
             f"it holds a {type(found).__name__} without named tensors; save a model's "
             "state_dict()"
         )
-    return {
-        str(key).removeprefix("module."): value
-        for key, value in found.items()
-        if isinstance(value, kind)
-    }
+    return tensors
+
+
+def _named_tensors(found, kind):
+    if not isinstance(found, Mapping):
+        return {}
+    for wrapper in _WRAPPERS:
+        if inside := _named_tensors(found.get(wrapper), kind):
+            return inside
+    return {str(key): value for key, value in found.items() if isinstance(value, kind)}

@@ -21,6 +21,8 @@ class Stored:
     Attributes:
       shape: of the whole array.
       dtype: of its elements.
+      marks: returns a number for every row, `[n]`, which changes with what the row is
+        read from; None where nothing is known of it.
     """
 
     def __init__(
@@ -28,9 +30,11 @@ class Stored:
         shape: tuple[int, ...],
         dtype: Any,
         read: Callable[[np.ndarray], np.ndarray],
+        marks: Callable[[], np.ndarray] | None = None,
     ):
         """Wraps `read`, which returns the rows of an index array `[k]`, in its order."""
         self.shape, self.dtype, self._read = tuple(shape), np.dtype(dtype), read
+        self.marks = marks
 
     @property
     def nbytes(self) -> int:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ot_dd.checkpoint import read_json, write_atomic, write_json
 from ot_dd.config import to_dict
+from ot_dd.data.sources import read_image
 from ot_dd.parallel import barrier, is_leader
 from ot_dd.stages.artifacts import ImageSet, Prepared
 from ot_dd.stages.relabel import SoftLabels, relabel, view_parameters
@@ -117,6 +118,7 @@ def load_distilled(directory: Path) -> tuple[np.ndarray, np.ndarray, dict]:
         raise FileNotFoundError(f"{directory} has no dataset.json: not a distilled set")
     if not _is_description(description):
         raise ValueError(f"{directory / 'dataset.json'} is damaged: distil again")
+    shape = tuple(description["image_shape"])
     images, labels = [], []
     for label, folder in enumerate(description["folders"]):
         if Path(folder).name != folder or folder in ("", ".", "..") or "\0" in folder:
@@ -131,18 +133,12 @@ def load_distilled(directory: Path) -> tuple[np.ndarray, np.ndarray, dict]:
                 f"dataset.json says {description['ipc']}"
             )
         for file in files:
-            try:
-                images.append(np.asarray(Image.open(file)))
-            except OSError as error:  # Pillow's own errors are of this kind.
-                raise ValueError(
-                    f"{file} does not decode as an image: {error}"
-                ) from error
+            images.append(read_image(file, shape[-1]))
             if images[-1].shape != images[0].shape:
                 raise ValueError(
                     f"{file} has shape {images[-1].shape}, others {images[0].shape}"
                 )
         labels += [label] * len(files)
-    shape = tuple(description["image_shape"])
     stacked = np.stack(images)
     if stacked[0].size != np.prod(shape):
         raise ValueError(

@@ -5,11 +5,10 @@ import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ot_dd.config import fingerprint
 from ot_dd.data import Dataset
-from ot_dd.data.sources import image_paths
+from ot_dd.data.sources import image_paths, read_image
 from ot_dd.stages.artifacts import ImageSet
 from ot_dd.stages.distilled import load_distilled
 
@@ -94,8 +93,8 @@ def _read_folders(directory, dataset):
                 f"{directory} has folders named like some of the classes, but none for "
                 f"{missing[:5]}: name all of them like the classes, or none"
             )
-    grey = dataset.train.images.shape[-1] == 1
-    per_class = [_read_images(folder, grey) for folder in folders]
+    channels = dataset.train.images.shape[-1]
+    per_class = [_read_images(folder, channels) for folder in folders]
     counts = {len(images) for images in per_class}
     if len(counts) > 1:
         smallest = min(range(len(folders)), key=lambda i: len(per_class[i]))
@@ -106,20 +105,13 @@ def _read_folders(directory, dataset):
     return np.stack(per_class), f"{note}, {counts.pop()} images per class"
 
 
-def _read_images(folder, grey) -> np.ndarray:
+def _read_images(folder, channels) -> np.ndarray:
     paths = image_paths(folder)
     if not paths:
         raise ValueError(f"{folder} has no image: every class needs as many")
     images = []
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise OSError(f"{image.mode} pixels are not 8 bits a channel")
-                pixels = np.asarray(image.convert("L" if grey else "RGB"))
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{path} does not decode as an image: {error}") from error
-        images.append(pixels[..., None] if grey else pixels)
+        images.append(read_image(path, channels))
         if images[-1].shape != images[0].shape:
             raise ValueError(
                 f"{path} is {images[-1].shape[:2]} pixels, {paths[0].name} "

@@ -154,12 +154,12 @@ _CHANGING = ("image_folder:", "tfds:")  # Other sources' names say what is in th
 
 
 def _content(dataset) -> str:
-    """Returns a digest of labels and of images in memory: files of a folder may change."""
+    """Returns a digest of labels and images, as files of a folder may change."""
     digest = hashlib.blake2b(digest_size=16)
     for images, labels in (dataset.train, dataset.validation, dataset.test):
         digest.update(np.ascontiguousarray(labels))
-        if not isinstance(images, Stored):
-            digest.update(np.ascontiguousarray(images))
+        pixels = images.marks() if isinstance(images, Stored) else images
+        digest.update(np.ascontiguousarray(pixels))
     return digest.hexdigest()
 
 
@@ -195,6 +195,12 @@ def _check_sizes(config, dataset):
         raise ValueError(
             f"config.ipc is {config.ipc}, but the smallest class of {dataset.name} has "
             f"{smallest} training images: choose at most that many"
+        )
+    if not len(dataset.validation.labels):
+        raise ValueError(
+            f"{dataset.name} has no validation image, which teachers are judged on: "
+            "classes need two training images at least to give one away "
+            f"(config.data.validation_fraction is {config.data.validation_fraction})"
         )
 
 

@@ -60,6 +60,28 @@ def test_training_checkpoints_are_unwrapped(reader, tmp_path):
     np.testing.assert_array_equal(file.read("x"), [1.0, 1.0])
 
 
+def test_settings_called_like_weights_are_passed_over(reader, tmp_path):
+    content = {"ema": {"decay": 0.999}, "state_dict": {"x": torch.ones(2)}}
+    torch.save(content, tmp_path / "x.pth")
+    file = convert.open_tensors(tmp_path / "x.pth")
+    np.testing.assert_array_equal(file.read("x"), [1.0, 1.0])
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "npz", "pt"])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_wrapped_modules(ending, prefix, tmp_path):
+    path, arrays = tmp_path / f"x.{ending}", {f"{prefix}a.module.b": np.ones(2, "f4")}
+    if ending == "pt":
+        torch.save({k: torch.from_numpy(v) for k, v in arrays.items()}, path)
+    elif ending == "npz":
+        np.savez(path, **arrays)
+    else:
+        save_file(arrays, path)
+    file = convert.open_tensors(path)
+    assert file.shapes == {"a.module.b": (2,)}
+    np.testing.assert_array_equal(file.read("a.module.b"), [1.0, 1.0])
+
+
 class Evil:
     """Touches a file when it is unpickled by the standard library."""
 
@@ -216,6 +238,26 @@ def test_other_types_than_floats_are_refused(kind, tmp_path):
     arrays["fc.bias"] = arrays["fc.bias"].astype(kind)
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(convert.ConversionError, match="fc.bias.*expected a float"):
+        convert.convert("resnet18", tmp_path / "x.npz", tmp_path / "out")
+    assert [f.name for f in tmp_path.iterdir()] == ["x.npz"]
+
+
+def test_the_other_byte_order_is_read(tmp_path):
+    state = peers.from_torchvision("resnet18", num_classes=3).state_dict()
+    arrays = {k: v.numpy() for k, v in state.items()}
+    np.savez(tmp_path / "x.npz", **{k: v.astype(">f4") for k, v in arrays.items()})
+    convert.convert("resnet18", tmp_path / "x.npz", tmp_path / "out")
+    found = models.load(tmp_path / "out").variables["params"]["fc"]["bias"]
+    np.testing.assert_array_equal(found, arrays["fc.bias"])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_values_that_are_not_finite_are_refused(value, tmp_path):
+    state = peers.from_torchvision("resnet18", num_classes=3).state_dict()
+    arrays = {k: v.numpy() for k, v in state.items()}
+    arrays["fc.bias"] = np.array([0, value, 0])
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(convert.ConversionError, match="'fc.bias' holds values"):
         convert.convert("resnet18", tmp_path / "x.npz", tmp_path / "out")
     assert [f.name for f in tmp_path.iterdir()] == ["x.npz"]
 

@@ -1,14 +1,19 @@
 """Images and latents that stay on disk: the same rows, in an order that resumes."""
 
+import shutil
+import zlib
+
 import jax
 import numpy as np
 import pytest
-from blobs import prepare_tfds
+from blobs import png, prepare_tfds
 from PIL import Image
 
+from configs.digits import get_config
 from ot_dd import data
 from ot_dd.data import Stored, Stream
 from ot_dd.data.stored import read_records, write_records
+from ot_dd.stages.prepare import load_data
 from ot_dd.workdir import WorkDir
 
 
@@ -62,6 +67,35 @@ def test_an_image_that_does_not_decode_is_named_when_it_is_used(folder, tmp_path
     with pytest.raises(ValueError, match="4.jpg"):
         for split in (found.train, found.validation, found.test):
             np.asarray(split.images)
+
+
+def test_other_pixels_on_disk_are_other_data(folder, tmp_path):
+    """As many images of the same names, on disk or in memory: no network of theirs."""
+    root = tmp_path / "copy"
+    shutil.copytree(folder, root)
+    made = get_config()
+    made.data.source, made.data.image_size = f"image_folder:{root}", 16
+
+    def keys():
+        found = []
+        for made.data.in_memory_gb in (8.0, 0.0):
+            found.append(load_data(made)[2])
+        return found
+
+    before = keys()
+    assert keys() == before and before[0] != before[1]
+    path = root / "c1" / "3.jpg"
+    Image.open(path).transpose(Image.Transpose.ROTATE_180).save(path, quality=95)
+    assert not set(keys()) & set(before)
+
+
+def test_records_are_told_apart_by_all_of_their_bytes(tmp_path):
+    source = f"tfds:{prepare_tfds(tmp_path, {'train': (12, True)})}"
+    found = data.load(source, image_size=16, in_memory_gb=0)
+    parts = (found.train, found.validation, found.test)
+    marks = np.concatenate([part.images.marks() for part in parts])
+    written = [zlib.crc32(png(i % 2, i)[1].getvalue()) for i in range(12)]
+    assert sorted(marks.tolist()) == sorted(written)
 
 
 def batches(stream, first, lengths):
