@@ -58,9 +58,7 @@ def test_a_file_cut_short_is_one_message_or_does_no_harm(tmp_path):
         os.truncate(copy / file.relative_to(whole), file.stat().st_size // 2)
         checkpoints = Checkpoints(copy)
         try:
-            jax.tree.map(
-                np.testing.assert_array_equal, checkpoints.restore(tree), tree
-            )
+            jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(tree), tree)
         except ValueError as error:
             assert "copy, step 1, is damaged or of another" in str(error)
             assert "delete that folder" in str(error)

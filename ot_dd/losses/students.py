@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from ot_dd import ot
+from ot_dd.explicit import on_auto_axes
 
 PLANS = ("sinkhorn", "identity")
 REDUCTIONS = ("mean", "sum", "none")
@@ -59,6 +60,7 @@ def _check_logits(student_logits, soft_logits, where=None):
         )
 
 
+@on_auto_axes
 def logit_matching(
     student_logits: jax.Array,
     soft_logits: jax.Array,
@@ -141,6 +143,7 @@ def logit_matching(
     return _reduce(values, where, reduction)
 
 
+@on_auto_axes
 def soft_label_kl(
     student_logits: jax.Array,
     soft_logits: jax.Array,
@@ -176,6 +179,7 @@ def soft_label_kl(
     return _reduce(values, where, reduction)
 
 
+@on_auto_axes
 def logit_mse(
     student_logits: jax.Array,
     soft_logits: jax.Array,
@@ -206,6 +210,7 @@ def logit_mse(
     return _reduce(values, where, reduction)
 
 
+@on_auto_axes
 def student_loss(
     student_logits: jax.Array,
     soft_logits: jax.Array,

@@ -68,18 +68,6 @@ def finite(name: str, value) -> None:
         raise ValueError(f"{name} must be finite, found {bad} of {value.size} not so")
 
 
-def mesh(mesh, axes: tuple[str, ...]) -> None:
-    """Checks the axes that rows are split over."""
-    for name in axes:
-        one_of("axis", name, tuple(mesh.axis_names))
-        kind = mesh.axis_types[mesh.axis_names.index(name)]
-        if kind == jax.sharding.AxisType.Explicit:
-            raise ValueError(
-                f"mesh axis {name!r} must be of type Auto, found Explicit, the default "
-                "of jax.make_mesh: give it axis_types=(jax.sharding.AxisType.Auto,)"
-            )
-
-
 def init(init, n: int, m: int) -> None:
     """Checks the shapes of potentials to start from."""
     found = init and tuple(np.shape(v) for v in init)

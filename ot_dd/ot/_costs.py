@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from ot_dd.explicit import on_auto_axes
 from ot_dd.vma import vary_like
 
 CostFn = str | Callable[[jax.Array, jax.Array], jax.Array]
@@ -113,6 +114,7 @@ COST_NAMES = tuple(_COSTS)
 DEGREES = {"sqeuclidean": 2, "l1": 1, "mean_l1": 1}
 
 
+@on_auto_axes
 def cost_matrix(x: jax.Array, y: jax.Array, cost_fn: CostFn) -> jax.Array:
     """Returns the cost of moving each row of `x` to each row of `y`.
 

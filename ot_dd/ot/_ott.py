@@ -9,6 +9,7 @@ from ott.geometry.geometry import Geometry
 from ott.geometry.pointcloud import PointCloud
 from ott.solvers import linear
 
+from ot_dd.explicit import on_auto_axes
 from ot_dd.ot import _checks
 from ot_dd.ot._geometry import target_marginal
 
@@ -27,6 +28,7 @@ def point_cloud(x, y, cost_fn) -> Geometry | None:
     return PointCloud(x, y, cost_fn=cost_fn) if isinstance(cost_fn, OttCost) else None
 
 
+@on_auto_axes
 def solve(cost, a, b, epsilon, options, init, ott_options, make_result):
     """Solves by `ott.solvers.linear.solve`; arguments as `ot.solve` has them."""
     if not isinstance(cost, Geometry):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from ot_dd.explicit import auto_mesh, on_auto_axes
 from ot_dd.ot import _checks
 from ot_dd.ot._costs import CostFn
 from ot_dd.ot._geometry import Points
@@ -54,7 +57,7 @@ def solve_sample_sharded(
       y: points `[m, d]`.
       a: weights `[n]`, default uniform.
       b: weights `[m]`, default uniform.
-      mesh: a device mesh, its `axis` of type `jax.sharding.AxisType.Auto`.
+      mesh: a device mesh, its axes of type Auto or Explicit.
       axis: the mesh axis, or axes, over which the rows are split.
       cost_fn: see `solve_sample`.
       epsilon: see `solve_sample`.
@@ -82,7 +85,8 @@ def solve_sample_sharded(
     _checks.options(options, epsilon, "sinkhorn", {})
     _checks.points(x, y, block_size)
     axes = (axis,) if isinstance(axis, str) else tuple(axis)
-    _checks.mesh(mesh, axes)
+    for name in axes:
+        _checks.one_of("axis", name, tuple(mesh.axis_names))
     n, m = len(x), len(y)
     _checks.init(init, n, m)
     balanced = tau_a == tau_b == 1.0
@@ -96,13 +100,25 @@ def solve_sample_sharded(
 @functools.partial(
     jax.jit, static_argnames=("mesh", "axes", "cost_fn", "block_size", "options")
 )
-def _solve(x, y, a, b, epsilon, init, *, mesh, axes, cost_fn, block_size, options):
-    n = len(x)
-    dtype = jnp.result_type(x, y, jnp.float32)
+def _solve(x, y, a, b, epsilon, init, *, mesh, axes, **how):
+    devices = math.prod(mesh.shape[name] for name in axes)
+    # Explicit axes split rows evenly or not at all.
+    rows = P() if len(x) % devices else P(axes)
+
+    def specs(shapes):
+        one = jax.tree.map(lambda _: P(), shapes)
+        geometry = dataclasses.replace(one.coupling.geometry, x=rows)
+        gibbs = Gibbs(geometry, (rows, P()), rows, P())
+        return one._replace(potentials=(rows, P()), coupling=gibbs)
+
+    solve = functools.partial(_solve_rows, mesh=auto_mesh(mesh), axes=axes, **how)
+    return on_auto_axes(solve, specs)(x, y, a, b, epsilon, init)
+
+
+def _solve_rows(x, y, a, b, epsilon, init, *, mesh, axes, cost_fn, block_size, options):
+    n, dtype = len(x), jnp.result_type(x, y, jnp.float32)
     x, y, epsilon = (jnp.asarray(v, dtype) for v in (x, y, epsilon))
-    devices = 1
-    for name in axes:
-        devices *= mesh.shape[name]
+    devices = math.prod(mesh.shape[name] for name in axes)
     local = -(-n // devices)
     block = min(block_size or local, local)
     x, a, init = pad_rows(x, a, init, devices * block)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ot_dd.explicit import on_auto_axes
 from ot_dd.ot import _checks, _ott
 from ot_dd.ot._costs import CostFn, cost_matrix
 from ot_dd.ot._geometry import Dense, Points, Problem, target_marginal
@@ -63,6 +64,7 @@ class Gibbs(NamedTuple):
     a: jax.Array
     b: jax.Array
 
+    @on_auto_axes
     def matrix(self) -> jax.Array:
         problem = Problem(self.a, self.b, 1.0, 1.0)
         return self.geometry.plan(*self.potentials, problem)
@@ -215,6 +217,7 @@ def solve_sample(
 
 
 @functools.partial(jax.jit, static_argnames="options")
+@on_auto_axes
 def _solve_dense(cost, a, b, epsilon, init, *, options):
     dtype = jnp.promote_types(cost.dtype, jnp.float32)
     cost, epsilon = cost.astype(dtype), jnp.asarray(epsilon, dtype)
@@ -222,6 +225,7 @@ def _solve_dense(cost, a, b, epsilon, init, *, options):
 
 
 @functools.partial(jax.jit, static_argnames=("cost_fn", "block_size", "options"))
+@on_auto_axes
 def _solve_points(x, y, a, b, epsilon, init, *, cost_fn, block_size, options):
     n, dtype = len(x), jnp.result_type(x, y, jnp.float32)
     x, y, epsilon = (jnp.asarray(v, dtype) for v in (x, y, epsilon))

@@ -133,18 +133,6 @@ def test_errors():
     """,
     )
     assert "axis must be one of ('data',), found 'rows'" in found
-    found = run(
-        CLOUDS,
-        """
-    try:
-        grid = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Explicit,),
-                             devices=jax.devices()[:2])
-        ot.solve_sample_sharded(x, y, mesh=grid, epsilon=1.0)
-    except ValueError as error:
-        print(json.dumps(str(error)))
-    """,
-    )
-    assert "mesh axis 'data' must be of type Auto, found Explicit" in found
 
 
 def test_every_device_solves_its_own_problem_inside_shard_map():
