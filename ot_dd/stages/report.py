@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -98,10 +99,12 @@ def print_table(
         "differences ± half of their 95 % interval; W: transport to unseen images, lower "
         "is closer",
         title_justify="left",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),  # 80 columns are enough: names wrap, numbers do not.
     )
     table.add_column("set", overflow="fold")
     for name in ("hard", f"vs {against}", "soft", f"vs {against}", "W"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     groups = {(r.student, r.ipc) for r in rows}
     seen = None
     for row in rows:
