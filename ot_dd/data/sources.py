@@ -52,7 +52,10 @@ class Images(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: three disjoint splits, class names and where it is from."""
+    """A data set: three disjoint splits, class names and where it is from.
+
+    `provenance` goes out with a distilled set: it has no path of a machine.
+    """
 
     name: str
     train: Images
@@ -486,7 +489,7 @@ def _read_fashion_mnist(data_dir: str) -> _Source:
             f"{directory}: training images are {train.items.shape[1:3]}, test images "
             f"{test.items.shape[1:3]} pixels; get the four files again"
         )
-    provenance = f"Fashion-MNIST (Xiao et al. 2017), idx files in {directory}"
+    provenance = "Fashion-MNIST (Xiao et al. 2017), its four idx files"
     return _Source(
         "fashion_mnist", train, None, test, FASHION_MNIST_CLASSES, provenance
     )
@@ -522,7 +525,7 @@ def _read_idx(path: Path, ndim: int) -> np.ndarray:
 def _read_image_folder(root: Path) -> _Source:
     if not root.is_dir():
         raise FileNotFoundError(f"data.source: no directory {root} for image_folder")
-    provenance = f"image folder {root}"
+    provenance = f"image folder {root.resolve().name}"
     # A class may be called "train": the split folder is the one that holds folders.
     if not ((root / "train").is_dir() and _subfolders(root / "train")):
         classes, pool = _read_class_folders(root)
@@ -682,7 +685,7 @@ def _read_tfds(path: str, data_dir: str) -> _Source:
     if test is None:
         validation, test = None, validation
     classes = tuple(info.features["label"].names)
-    provenance = f"TFDS {info.full_name} in {root}"
+    provenance = f"TFDS {info.full_name}"
     return _Source(info.name, train, validation, test, classes, provenance)
 
 
