@@ -55,7 +55,7 @@ def on_auto_axes(fn: Callable, specs: Callable | None = None) -> Callable:
 def auto_mesh(mesh: Mesh) -> Mesh:
     """Returns a mesh of the same devices whose Explicit axes are of type Auto."""
     types = [AxisType.Auto if t == _TYPE else t for t in mesh.axis_types]
-    return Mesh(mesh.devices, mesh.axis_names, tuple(types))
+    return mesh.update(axis_types=tuple(types))
 
 
 _TYPE = AxisType.Explicit

@@ -322,9 +322,12 @@ def _stored(items: np.ndarray, image_size: int) -> Stored:
         def of(rows):
             return np.array(list(_threads().map(_mark, items[rows])), np.int64)
 
-        return gather_rows(len(items), of)
+        return gather_rows(len(items), of).astype(np.int64)
 
     return Stored((len(items), image_size, image_size, 3), np.uint8, read, marks)
+
+
+_INT32 = 0x7FFFFFFF  # What processes exchange as it is, without x64.
 
 
 def _mark(encoded: _Encoded) -> int:
@@ -338,7 +341,7 @@ def _mark(encoded: _Encoded) -> int:
     with encoded.data.open("rb") as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(max(size - 64, 0))
-        return zlib.crc32(file.read(), size & 0xFFFFFFFF)
+        return zlib.crc32(file.read(), size & 0xFFFFFFFF) & _INT32
 
 
 def _in_colour(pixels: np.ndarray) -> np.ndarray:
@@ -661,7 +664,7 @@ def _read_tfds(path: str, data_dir: str) -> _Source:
 
         def facts(i):
             example = examples[i]
-            return int(example["label"]), zlib.crc32(example["image"])
+            return int(example["label"]), zlib.crc32(example["image"]) & _INT32
 
         # Every record is read once for these, by one of the processes; images are read
         # again when they are used.
