@@ -92,7 +92,7 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, example)
         try:
             return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-        except jax.errors.JaxRuntimeError:
+        except (jax.errors.JaxRuntimeError, MemoryError):
             raise  # Such as of memory: nothing is wrong with the files.
         except Exception as error:  # TensorStore raises no class of its own.
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]

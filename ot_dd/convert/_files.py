@@ -65,7 +65,7 @@ def open_tensors(path: Path) -> TensorFile:
                 raise ValueError(f"tensor {key!a} has the shape {shape!r:.80}")
         keys = {_PREFIXES.sub("", key, count=1): key for key in file.shapes}
         if len(keys) < len(file.shapes):
-            raise ValueError("tensors of one name with and without 'module.'")
+            raise ValueError("several of its tensors have one name but for prefixes")
 
     def read(key):
         with _explained(path):
@@ -156,6 +156,7 @@ def _named_tensors(found, kind):
     if not isinstance(found, Mapping):
         return {}
     for wrapper in _WRAPPERS:
-        if inside := _named_tensors(found.get(wrapper), kind):
-            return inside
+        inside = _named_tensors(found.get(wrapper), kind)
+        if any(tensor.shape for tensor in inside.values()):
+            return inside  # Else settings of that name, such as a rate of decay.
     return {str(key): value for key, value in found.items() if isinstance(value, kind)}

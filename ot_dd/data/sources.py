@@ -25,6 +25,7 @@ from ot_dd.parallel import gather_rows
 IMAGE_SUFFIXES = (
     ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
+_COMPRESSED = (".gif", ".jpeg", ".jpg", ".png", ".webp")
 FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")
 FASHION_MNIST_CLASSES = (
     "T-shirt/top",
@@ -331,13 +332,15 @@ _INT32 = 0x7FFFFFFF  # What processes exchange as it is, without x64.
 
 
 def _mark(encoded: _Encoded) -> int:
-    """Returns a record's checksum, or one of a file's size and its end.
+    """Returns a record's checksum, or one of a file: if compressed, of size and end.
 
     To read millions of files whole would take as long as an epoch of training; images of
     one size in bytes whose compressed pixels end alike are hardly two.
     """
     if not isinstance(encoded.data, Path):
         return encoded.checksum
+    if encoded.data.suffix.lower() not in _COMPRESSED:
+        return zlib.crc32(encoded.data.read_bytes()) & _INT32
     with encoded.data.open("rb") as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(max(size - 64, 0))

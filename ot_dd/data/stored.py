@@ -21,8 +21,8 @@ class Stored:
     Attributes:
       shape: of the whole array.
       dtype: of its elements.
-      marks: returns a number for every row, `[n]`, which changes with what the row is
-        read from; None where nothing is known of it.
+      marks: returns a number for every row, `[n]`, of what the row is read from; None
+        where nothing is known of it.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from ot_dd.explicit import auto_mesh, on_auto_axes
+from ot_dd.explicit import auto_mesh, explicit_axes, on_auto_axes
 from ot_dd.ot import _checks
 from ot_dd.ot._costs import CostFn
 from ot_dd.ot._geometry import Points
@@ -102,8 +102,9 @@ def solve_sample_sharded(
 )
 def _solve(x, y, a, b, epsilon, init, *, mesh, axes, **how):
     devices = math.prod(mesh.shape[name] for name in axes)
-    # Explicit axes split rows evenly or not at all.
-    rows = P() if len(x) % devices else P(axes)
+    # Only of Explicit axes is said how they split, and they do so evenly.
+    named = tuple(name for name in axes if name in explicit_axes(mesh))
+    rows = P() if len(x) % devices or not named else P(named)
 
     def specs(shapes):
         one = jax.tree.map(lambda _: P(), shapes)
@@ -112,7 +113,9 @@ def _solve(x, y, a, b, epsilon, init, *, mesh, axes, **how):
         return one._replace(potentials=(rows, P()), coupling=gibbs)
 
     solve = functools.partial(_solve_rows, mesh=auto_mesh(mesh), axes=axes, **how)
-    return on_auto_axes(solve, specs)(x, y, a, b, epsilon, init)
+    meshes = mesh, jax.typeof(x).sharding.mesh
+    explicit = next((each for each in meshes if explicit_axes(each)), None)
+    return on_auto_axes(solve, specs, explicit)(x, y, a, b, epsilon, init)
 
 
 def _solve_rows(x, y, a, b, epsilon, init, *, mesh, axes, cost_fn, block_size, options):

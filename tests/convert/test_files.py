@@ -61,10 +61,11 @@ def test_training_checkpoints_are_unwrapped(reader, tmp_path):
 
 
 def test_settings_called_like_weights_are_passed_over(reader, tmp_path):
-    content = {"ema": {"decay": 0.999}, "state_dict": {"x": torch.ones(2)}}
-    torch.save(content, tmp_path / "x.pth")
-    file = convert.open_tensors(tmp_path / "x.pth")
-    np.testing.assert_array_equal(file.read("x"), [1.0, 1.0])
+    for decay in (0.999, torch.tensor(0.999)):
+        content = {"ema": {"decay": decay}, "state_dict": {"x": torch.ones(2)}}
+        torch.save(content, tmp_path / "x.pth")
+        file = convert.open_tensors(tmp_path / "x.pth")
+        np.testing.assert_array_equal(file.read("x"), [1.0, 1.0])
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "npz", "pt"])

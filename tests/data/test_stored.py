@@ -89,6 +89,20 @@ def test_other_pixels_on_disk_are_other_data(folder, tmp_path):
     assert not set(keys()) & set(before)
 
 
+@pytest.mark.parametrize("ending", ["ppm", "bmp", "tif", "png"])
+def test_one_other_pixel_is_another_image(ending, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
+    (tmp_path / "a").mkdir()
+    for i in range(6):
+        Image.fromarray(pixels).save(tmp_path / "a" / f"{i}.{ending}")
+    pixels[8, 8] ^= 1
+    Image.fromarray(pixels).save(tmp_path / "a" / f"3.{ending}")
+    found = data.load(f"image_folder:{tmp_path}", image_size=16, in_memory_gb=0)
+    parts = (found.train, found.validation, found.test)
+    marks = np.concatenate([part.images.marks() for part in parts])
+    assert sorted(np.unique(marks, return_counts=True)[1]) == [1, 5]
+
+
 def test_records_are_told_apart_by_all_of_their_bytes(tmp_path):
     source = f"tfds:{prepare_tfds(tmp_path, {'train': (12, True)})}"
     found = data.load(source, image_size=16, in_memory_gb=0)

@@ -96,8 +96,9 @@ def test_results_of_the_sharded_solver_are_split_where_rows_divide():
             assert split == [n == 200, False, n == 200], (n, name, split)
             out[f"{n} {name}"] = gap(result.plan, expected.plan)
     # Points that are nowhere yet, on a mesh of this kind.
-    out["numpy"] = gap(solve(np.asarray(x), np.asarray(y)).plan,
-                       ot.solve_sample(x, y, epsilon=0.5).plan)
+    result = solve(np.asarray(x), np.asarray(y))
+    assert "data" in (result.potentials[0] + put(np.ones(200, "f"), "data")).sharding.spec
+    out["numpy"] = gap(result.plan, ot.solve_sample(x, y, epsilon=0.5).plan)
     print(json.dumps(out))
     """,
     )
@@ -117,3 +118,50 @@ def test_eager_calls_compile_once():
     """,
     )
     assert found == {"programs": 1}
+
+
+def test_meshes_of_several_axes():
+    """Rows over either axis or both, of either type; gradients of a partly manual map."""
+    found = run(
+        EXPLICIT,
+        """
+    kinds = jax.sharding.AxisType.Explicit, jax.sharding.AxisType.Auto
+    expected = jax.value_and_grad(
+        lambda x: ot.solve_sample(x, y, epsilon=0.5, num_iters=5).value)(x)
+    out = {}
+    for i, types in enumerate([(0, 0), (0, 1), (1, 0)]):
+        grid = jax.make_mesh((2, 2), ("data", "model"), tuple(kinds[t] for t in types),
+                             devices=jax.devices()[:4])
+        for axis in ("data", "model", ("data", "model")):
+            def value(x, mesh=grid, axis=axis):
+                return ot.solve_sample_sharded(
+                    x, y, mesh=mesh, axis=axis, epsilon=0.5, num_iters=5).value
+            for spec in (P(axis), P()):
+                placed = jax.device_put(np.asarray(x), NamedSharding(grid, spec))
+                found = jax.jit(jax.value_and_grad(value))(placed)
+                out[f"{i} {axis} {spec}"] = max(map(gap, found, expected))
+    auto = mesh(4)
+    with jax.set_mesh(auto):
+        found = jax.jit(lambda x: value(x, auto.abstract_mesh, "data"))(
+            jax.device_put(x, NamedSharding(auto, P("data"))))
+    out["abstract"] = gap(found, expected[0])
+
+    grid = jax.make_mesh((2, 2), ("data", "model"), devices=jax.devices()[:4])
+    def shares(loss):
+        def own(x):
+            return loss(x, x * x + 1)[None]
+        return lambda x: jax.shard_map(
+            own, mesh=grid, in_specs=P("data"), out_specs=P("data"),
+            axis_names={"data"})(x).sum()
+    for name, loss in {"mse": losses.logit_mse, "matching": losses.logit_matching,
+                       "solve": lambda x, y: ot.solve_sample(
+                           x, y, epsilon=0.5, num_iters=5).value}.items():
+        alone = jax.grad(lambda x: sum(loss(v, v * v + 1) for v in jnp.split(x, 2)))(x)
+        with jax.set_mesh(grid):
+            found = jax.jit(jax.grad(shares(loss)))(
+                jax.device_put(np.asarray(x), NamedSharding(grid, P("data"))))
+        out[name] = gap(found, alone)
+    print(json.dumps(out))
+    """,
+    )
+    assert max(found.values()) < 1e-4 and len(found) == 18 + 4, found
