@@ -37,7 +37,7 @@ pids=() killer=
 end() {
   kill -TERM "${pids[@]}" 2>/dev/null || true
   if [ -n "$killer" ]; then return; fi
-  (sleep "${GRACE:-60}" && kill -KILL "${pids[@]}") >/dev/null 2>&1 &
+  (trap 'kill $!' TERM; sleep "${GRACE:-60}" & wait $! && kill -KILL "${pids[@]}") >/dev/null 2>&1 &
   killer=$!
 }
 trap end INT TERM

@@ -265,9 +265,10 @@ def test_nothing_of_local_processes_is_left_behind(tmp_path):
     done = subprocess.run(
         ["launch/local.sh", f"--config={tmp_path}"],
         cwd=ROOT, capture_output=True, text=True, timeout=20,
-        env=os.environ | {"PYTHON": str(program), "GRACE": "9", "PORT": "1"},
+        env=os.environ | {"PYTHON": str(program), "GRACE": "9.06", "PORT": "1"},
     )  # fmt: skip
     assert done.returncode == 3
     time.sleep(0.2)
     running = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True)
     assert f"--config={tmp_path}" not in running.stdout
+    assert "sleep 9.06" not in running.stdout

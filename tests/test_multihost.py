@@ -78,6 +78,9 @@ def test_a_killed_run_goes_on_with_other_processes(undisturbed, on_disk, tmp_pat
     process.communicate()
     assert not (workdir / "results.json").exists()
     finish(start(1, 8, workdir, *on_disk))
+    # Names have the data's key in them, which is not one of the number of processes.
+    made = [{p.name for p in w.glob("checkpoints/*")} for w in (workdir, undisturbed)]
+    assert made[0] == made[1]
     # Eight devices either way: the same sums, but not in the same order.
     assert_alike(workdir, undisturbed)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtr
+
+from ot_dd.explicit import on_auto_axes
 
 if TYPE_CHECKING:
     from ot_dd.diffusion.process import Process
@@ -21,6 +24,7 @@ def _same_shape(name: str, found: jax.Array, wanted: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must be {wanted}, found {found.shape}")
 
 
+@on_auto_axes
 def epsilon_loss(
     output: jax.Array,
     x0: jax.Array,
@@ -185,5 +189,5 @@ def autoencoder_loss(
     """
     error = reconstruction - images
     pixels = l1_weight * jnp.abs(error) + mse_weight * jnp.square(error)
-    divergence = kl_to_standard_normal(mean, logvar) / error[0].size
+    divergence = kl_to_standard_normal(mean, logvar) / math.prod(error.shape[1:])
     return _mean_over_example(pixels) + kl_weight * divergence

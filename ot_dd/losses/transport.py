@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 
 from ot_dd import ot
+from ot_dd.explicit import on_auto_axes
 
 EPSILON_UNITS = ("absolute", "mean_cost")
 
 
+@on_auto_axes
 def transport_guidance(
     points: jax.Array,
     real: jax.Array,

@@ -105,6 +105,43 @@ def test_results_of_the_sharded_solver_are_split_where_rows_divide():
     assert max(found.values()) < 1e-4, found
 
 
+def test_diffusion_losses_and_guidance():
+    found = run(
+        EXPLICIT,
+        """
+    from ot_dd.diffusion import ddpm_process
+    steps = ddpm_process(50)
+    def image(seed, channels=3):
+        return jax.random.normal(jax.random.key(seed), (8, 4, 4, channels))
+    numbers = jnp.arange(8) * 6
+    def noise(output, x0, eps):
+        return losses.epsilon_loss(
+            output, x0, eps, number, steps, learned_sigma=True).mean()
+    def autoencoder(r, x, mean):
+        return losses.autoencoder_loss(r, x, mean, mean / 2, mse_weight=0.5).mean()
+    def guidance(points, real, weights):
+        return losses.transport_guidance(
+            points, real, weights, memory_cost=jnp.zeros((0, 56)), filled=jnp.zeros(0),
+            cost_fn="sqeuclidean", epsilon=0.5)[0].sum()
+    out = {}
+    for name, (loss, arrays) in {
+        "noise": (noise, (image(0, 6), image(1), image(2))),
+        "autoencoder": (autoencoder, (image(0), image(1), image(2))),
+        "guidance": (guidance, (x[:8], y, jnp.full(56, 1 / 56))),
+    }.items():
+        number = numbers
+        expected = jax.jit(jax.value_and_grad(loss))(*arrays)
+        number = put(numbers, "data")
+        placed = [put(v, "data") for v in arrays]
+        with jax.set_mesh(grid):
+            found = jax.jit(jax.value_and_grad(loss))(*placed)
+        out[name] = max(map(gap, found, expected))
+    print(json.dumps(out))
+    """,
+    )
+    assert max(found.values()) < 1e-4 and len(found) == 3, found
+
+
 def test_eager_calls_compile_once():
     found = run(
         EXPLICIT,
