@@ -260,7 +260,13 @@ def test_local_processes_get_one_address_and_their_numbers():
 def test_nothing_of_local_processes_is_left_behind(tmp_path):
     """The one that fails ends the other, and then nobody is left to kill anybody."""
     program = tmp_path / "python"
-    program.write_text('#!/bin/bash\n[[ "$*" != *id=0 ]] && sleep 30\nexit 3\n')
+    program.write_text(
+        """#!/bin/bash
+        [[ "$*" == *id=0 ]] && sleep 1 && exit 3
+        trap 'kill $!; sleep 1; exit 5' TERM
+        sleep 30 & wait $!
+        """
+    )
     program.chmod(0o755)
     done = subprocess.run(
         ["launch/local.sh", f"--config={tmp_path}"],

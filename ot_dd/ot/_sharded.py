@@ -104,7 +104,7 @@ def _solve(x, y, a, b, epsilon, init, *, mesh, axes, **how):
     devices = math.prod(mesh.shape[name] for name in axes)
     # Only of Explicit axes is said how they split, and they do so evenly.
     named = tuple(name for name in axes if name in explicit_axes(mesh))
-    rows = P() if len(x) % devices or not named else P(named)
+    rows = P() if len(x) % devices else P(named)
 
     def specs(shapes):
         one = jax.tree.map(lambda _: P(), shapes)

@@ -119,15 +119,16 @@ def test_diffusion_losses_and_guidance():
             output, x0, eps, number, steps, learned_sigma=True).mean()
     def autoencoder(r, x, mean):
         return losses.autoencoder_loss(r, x, mean, mean / 2, mse_weight=0.5).mean()
-    def guidance(points, real, weights):
+    def guidance(points, real, weights, memory, filled):
         return losses.transport_guidance(
-            points, real, weights, memory_cost=jnp.zeros((0, 56)), filled=jnp.zeros(0),
+            points, real, weights, memory_cost=memory, filled=filled,
             cost_fn="sqeuclidean", epsilon=0.5)[0].sum()
+    finished = jnp.full((12, 56), 2.0), (jnp.arange(12) < 5) * 1.0
     out = {}
     for name, (loss, arrays) in {
         "noise": (noise, (image(0, 6), image(1), image(2))),
         "autoencoder": (autoencoder, (image(0), image(1), image(2))),
-        "guidance": (guidance, (x[:8], y, jnp.full(56, 1 / 56))),
+        "guidance": (guidance, (x[:8], y, jnp.full(56, 1 / 56), *finished)),
     }.items():
         number = numbers
         expected = jax.jit(jax.value_and_grad(loss))(*arrays)
