@@ -26,6 +26,7 @@ import torch
 
 from benchmarks.timing import medians, row
 from ot_dd import models
+from ot_dd.models import layers
 from tests import peers
 
 STEPS, BATCH, SIZE, CLASSES = 10, 50, 32, 10
@@ -113,16 +114,18 @@ def convolutions(channels=64, size=32):
     x = jax.random.normal(key, (BATCH, size, size, channels))
     kernel = jax.random.normal(key, (3, 3, channels, channels))
 
-    def apply(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+    def parts(convolve):
+        return {
+            "forward": jax.jit(convolve),
+            "gradient of images": jax.jit(
+                lambda g, k: jax.vjp(convolve, x, k)[1](g)[0]
+            ),
+            "gradient of kernel": jax.jit(
+                lambda g, k: jax.vjp(convolve, x, k)[1](g)[1]
+            ),
+        }
 
-    ours = {
-        "forward": jax.jit(apply),
-        "gradient of images": jax.jit(lambda g, k: jax.vjp(apply, x, k)[1](g)[0]),
-        "gradient of kernel": jax.jit(lambda g, k: jax.vjp(apply, x, k)[1](g)[1]),
-    }
+    ours, xla = parts(layers.conv_on_cpu), parts(layers.conv_by_xla)
     tx = torch.tensor(np.asarray(x).transpose(0, 3, 1, 2).copy())
     tk = torch.tensor(np.asarray(kernel).transpose(3, 2, 0, 1).copy())
     grad = torch.nn.grad
@@ -131,20 +134,27 @@ def convolutions(channels=64, size=32):
         "gradient of images": lambda: grad.conv2d_input(tx.shape, tk, tx, padding=1),
         "gradient of kernel": lambda: grad.conv2d_weight(tx, tk.shape, tx, padding=1),
     }
-    for part, function in ours.items():
+    for part in ours:
 
-        def run(function=function):
+        def run(function):
             jax.block_until_ready(function(x, kernel))
 
         case = f"3x3 convolution, {channels} channels, {size}x{size}: {part}"
-        yield case, {"ot_dd": run, "torch": theirs[part]}
+        yield (
+            case,
+            {
+                "ot_dd": partial(run, ours[part]),
+                "xla": partial(run, xla[part]),
+                "torch": theirs[part],
+            },
+        )
 
 
 def main() -> None:
     """Times both networks, prints and writes the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(os.cpu_count())
     images = jax.random.normal(jax.random.key(0), (BATCH, SIZE, SIZE, 3))

@@ -3,8 +3,9 @@
 `Conv` exists because XLA on CPU is fast, inside `lax.scan`, at a plain convolution, and
 many times slower at the convolutions that autodiff makes of it (seen with
 jaxlib 0.10), and slow at the grouped ones that `vmap` over kernels makes. On CPU its
-derivatives are therefore plain convolutions too, and its `vmap` matrix products;
-elsewhere it is the ordinary convolution. Parameters are those of `flax.linen.Conv`.
+derivative by the images is therefore a plain convolution too, that by the kernel and its
+`vmap` are matrix products; elsewhere it is the ordinary convolution. Parameters are those
+of `flax.linen.Conv`.
 
 No module has a dtype field: statistics are float32, and the rest follows the dtype of
 the images and parameters that the caller passes (cast both for bfloat16).
@@ -99,9 +100,12 @@ def conv_by_xla(
     )
 
 
+# Bytes that the columns of a matrix product may take to stay in a core's cache.
+_CACHE = 2**20
+
 # `_convolve` and `_kernel_gradient` are each other's derivatives, with stride 1 and
 # `pads` less than the kernel, so that gradients of every order stay plain
-# convolutions. Reverse mode only, as with any `custom_vjp`.
+# convolutions and matrix products. Reverse mode only, as with any `custom_vjp`.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -125,32 +129,44 @@ def _convolve(x, kernel, pads):
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _kernel_gradient(x, g, pads):
-    """Correlates `x [b, h, w, c]` and `g [b, oh, ow, o]` into `[kh, kw, c, o]`."""
+    """Correlates `x [b, h, w, c]` and `g [b, oh, ow, o]` into `[kh, kw, c, o]`.
+
+    XLA is slow on CPU at the convolution that this is, whose kernel is as large as an
+    image. Here it is a sum of matrix products, each of as many images as a core's cache
+    holds the columns of.
+    """
     (top, bottom), (left, right) = pads
     kh = x.shape[1] + top + bottom - g.shape[1] + 1
     kw = x.shape[2] + left + right - g.shape[2] + 1
     c, o = x.shape[-1], g.shape[-1]
 
-    def matmul(x, g):
+    def correlate(x, g):
         x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
         columns = jnp.concatenate(list(_shifted(x, (kh, kw), 1)), -1)
-        gradient = columns.reshape(-1, kh * kw * c).T @ g.reshape(-1, o)
-        return gradient.reshape(kh, kw, c, o)
+        return columns.reshape(-1, kh * kw * c).T @ g.reshape(-1, o)
 
-    @jax.custom_batching.custom_vmap
-    def correlate(x, g):
-        if c < 8:  # A convolution over a batch of c images is too narrow to be fast.
-            return matmul(x, g)
-        # The batch takes the place of the channels.
-        y = conv_by_xla(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), padding=pads)
-        return y.transpose(1, 2, 0, 3)
+    b, oh, ow, _ = g.shape
+    parts = b // _images_at_once(b, oh * ow * kh * kw * c * x.dtype.itemsize)
+    if parts == 1:
+        return correlate(x, g).reshape(kh, kw, c, o)
+    # The batch stays the leading axis, so that each part is of all devices' images.
+    x, g = (a.reshape(-1, parts, *a.shape[1:]) for a in (x, g))
+    zeros = vary_like(jnp.zeros((kh * kw * c, o), jnp.result_type(x, g)), x, g)
+    total = lax.fori_loop(
+        0, parts, lambda i, total: total + correlate(x[:, i], g[:, i]), zeros
+    )
+    return total.reshape(kh, kw, c, o)
 
-    @correlate.def_vmap
-    def _(axis_size, batched, x, g):
-        del axis_size
-        return jax.vmap(matmul, tuple(0 if b else None for b in batched))(x, g), True
 
-    return correlate(x, g)
+def _images_at_once(batch: int, size: int) -> int:
+    """Returns a divisor of the batch: most images of `size` bytes that a cache holds.
+
+    With several devices, which may share the batch, each of them has as many.
+    """
+    devices = jax.device_count()
+    divisors = [n for n in range(1, batch + 1) if batch % n == 0]
+    shared = [n for n in divisors if n % devices == 0] or divisors
+    return max([n for n in shared if n * size <= devices * _CACHE] or shared[:1])
 
 
 def _image_gradient(g, kernel, pads):
@@ -184,9 +200,9 @@ def conv_on_cpu(
 ) -> jax.Array:
     """Convolves fast inside loops on CPU; arguments as in `conv_as_matmul`.
 
-    Stride 1 is a plain convolution with plain convolutions as derivatives; strides,
-    1x1 and depthwise kernels are `conv_as_matmul`. Forward-mode derivatives of the
-    former raise, as they do for any `jax.custom_vjp`.
+    Stride 1 is a plain convolution with derivatives of its own; strides, 1x1 and
+    depthwise kernels are `conv_as_matmul`. Forward-mode derivatives of the former raise,
+    as they do for any `jax.custom_vjp`.
     """
     size = kernel.shape[:2]
     pads = _explicit_padding(padding, x.shape[1:3], size, strides)

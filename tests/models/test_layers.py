@@ -1,3 +1,6 @@
+import re
+import subprocess
+import sys
 from functools import partial
 
 import flax.linen as nn
@@ -28,10 +31,18 @@ CASES = [
 ]
 
 
+@pytest.fixture(params=["whole", "in parts"])
+def cache(request, monkeypatch):
+    """Has kernel gradients summed over the batch at once, then one image at a time."""
+    if request.param == "in parts":
+        monkeypatch.setattr(layers, "_CACHE", 1)
+
+
 def normal(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
+@pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize(("image", "kernel", "strides", "padding"), CASES)
 def test_conv_paths_agree(image, kernel, strides, padding):
     @jax.jit
@@ -49,6 +60,7 @@ def test_conv_paths_agree(image, kernel, strides, padding):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4)
 
 
+@pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("channels", [2, 9])
 def test_conv_second_order_gradient_agrees(channels):
     # The influence guidance differentiates through a gradient.
@@ -70,6 +82,7 @@ def test_conv_second_order_gradient_agrees(channels):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("channels", [2, 9])
 @pytest.mark.parametrize("axes", [(0, 0), (None, 0), (0, None)])
 def test_conv_vmaps(channels, axes):
@@ -94,6 +107,39 @@ def test_conv_vmaps(channels, axes):
         jaxpr = str(jax.make_jaxpr(ours)(x, k))
         assert "feature_group_count=3" not in jaxpr
         assert "batch_group_count=3" not in jaxpr
+
+
+@pytest.mark.parametrize(("cache", "images"), [(1, 1), (5, 4), (11, 6), (12, 12)])
+def test_kernel_gradient_sums_over_as_many_images_as_the_cache_holds(
+    monkeypatch, cache, images
+):
+    x, k = normal(0, 12, 7, 7, 4), normal(1, 3, 3, 4, 5)
+    monkeypatch.setattr(layers, "_CACHE", cache * 7 * 7 * 9 * 4 * x.dtype.itemsize)
+    program = jax.make_jaxpr(jax.grad(lambda k: layers.conv_on_cpu(x, k).sum()))(k)
+    assert f"f32[{images * 7 * 7},36]" in str(program)
+
+
+def test_kernel_gradient_of_a_divided_batch_exchanges_kernels_alone():
+    code = """if True:
+        import re, jax, jax.numpy as jnp
+        from ot_dd.models import layers
+        jax.config.update("jax_num_cpu_devices", 4)
+        layers._CACHE = 2**14
+        mesh = jax.make_mesh((4,), ("data",), (jax.sharding.AxisType.Auto,))
+        x, k = jnp.ones((64, 16, 16, 8)), jnp.ones((3, 3, 8, 8))
+        x = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
+        k = jax.device_put(k, jax.NamedSharding(mesh, jax.P()))
+        loss = lambda k, x: jnp.sin(layers.conv_on_cpu(x, k)).sum()
+        program = jax.jit(jax.grad(loss)).lower(k, x).compile().as_text()
+        assert " while(" in program
+        print(re.findall("all-[a-z]+|collective-permute", program))
+    """
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300
+    )
+    assert found.returncode == 0, found.stderr
+    assert "all-reduce" in found.stdout
+    assert not {"gather", "permute", "to"} & set(re.findall(r"[a-z]+", found.stdout))
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
