@@ -139,23 +139,28 @@ def _kernel_gradient(x, g, pads):
     kh = x.shape[1] + top + bottom - g.shape[1] + 1
     kw = x.shape[2] + left + right - g.shape[2] + 1
     c, o = x.shape[-1], g.shape[-1]
+    wide = jnp.promote_types(
+        x.dtype, jnp.float32
+    )  # Narrow sums over parts stand still.
 
     def correlate(x, g):
         x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
         columns = jnp.concatenate(list(_shifted(x, (kh, kw), 1)), -1)
-        return columns.reshape(-1, kh * kw * c).T @ g.reshape(-1, o)
+        columns = columns.reshape(-1, kh * kw * c)
+        return jnp.matmul(columns.T, g.reshape(-1, o), preferred_element_type=wide)
 
     b, oh, ow, _ = g.shape
     parts = b // _images_at_once(b, oh * ow * kh * kw * c * x.dtype.itemsize)
     if parts == 1:
-        return correlate(x, g).reshape(kh, kw, c, o)
-    # The batch stays the leading axis, so that each part is of all devices' images.
-    x, g = (a.reshape(-1, parts, *a.shape[1:]) for a in (x, g))
-    zeros = vary_like(jnp.zeros((kh * kw * c, o), jnp.result_type(x, g)), x, g)
-    total = lax.fori_loop(
-        0, parts, lambda i, total: total + correlate(x[:, i], g[:, i]), zeros
-    )
-    return total.reshape(kh, kw, c, o)
+        total = correlate(x, g)
+    else:
+        # The batch stays the leading axis: each part is of all devices' images.
+        xs, gs = (a.reshape(-1, parts, *a.shape[1:]) for a in (x, g))
+        zeros = vary_like(jnp.zeros((kh * kw * c, o), wide), x, g)
+        total = lax.fori_loop(
+            0, parts, lambda i, total: total + correlate(xs[:, i], gs[:, i]), zeros
+        )
+    return total.astype(x.dtype).reshape(kh, kw, c, o)
 
 
 def _images_at_once(batch: int, size: int) -> int:

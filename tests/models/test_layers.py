@@ -119,6 +119,14 @@ def test_kernel_gradient_sums_over_as_many_images_as_the_cache_holds(
     assert f"f32[{images * 7 * 7},36]" in str(program)
 
 
+def test_kernel_gradient_of_a_narrow_type_is_summed_in_float32(monkeypatch):
+    monkeypatch.setattr(layers, "_CACHE", 1)
+    x, k = jnp.ones((600, 5, 5, 2), jnp.bfloat16), jnp.ones((3, 3, 2, 2), jnp.bfloat16)
+    found = jax.grad(lambda k: layers.conv_on_cpu(x, k).sum())(k)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found[1, 1].astype(float), 600 * 5 * 5, rtol=0.01)
+
+
 def test_kernel_gradient_of_a_divided_batch_exchanges_kernels_alone():
     code = """if True:
         import re, jax, jax.numpy as jnp
