@@ -166,8 +166,12 @@ def _kernel_gradient(x, g, pads):
 def _images_at_once(batch: int, size: int) -> int:
     """Returns a divisor of the batch: most images of `size` bytes that a cache holds.
 
-    With several devices, which may share the batch, each of them has as many.
+    Processes with a device each, which may share the batch, have as many each. Several
+    devices of a process take the batch at once: matrix products in their loops wait for
+    threads that other devices' collectives hold (seen with jaxlib 0.10).
     """
+    if jax.local_device_count() > 1:
+        return batch
     devices = jax.device_count()
     divisors = [n for n in range(1, batch + 1) if batch % n == 0]
     shared = [n for n in divisors if n % devices == 0] or divisors
