@@ -139,9 +139,7 @@ def _kernel_gradient(x, g, pads):
     kh = x.shape[1] + top + bottom - g.shape[1] + 1
     kw = x.shape[2] + left + right - g.shape[2] + 1
     c, o = x.shape[-1], g.shape[-1]
-    wide = jnp.promote_types(
-        x.dtype, jnp.float32
-    )  # Narrow sums over parts stand still.
+    wide = jnp.promote_types(x.dtype, jnp.float32)  # A narrow sum would stand still.
 
     def correlate(x, g):
         x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
@@ -154,7 +152,7 @@ def _kernel_gradient(x, g, pads):
     if parts == 1:
         total = correlate(x, g)
     else:
-        # The batch stays the leading axis: each part is of all devices' images.
+        # The batch stays the leading axis: each part is of all processes' images.
         xs, gs = (a.reshape(-1, parts, *a.shape[1:]) for a in (x, g))
         zeros = vary_like(jnp.zeros((kh * kw * c, o), wide), x, g)
         total = lax.fori_loop(
