@@ -99,7 +99,9 @@ def comparison(found: dict, accuracies: bool = False) -> None:
             ]  # fmt: skip
             # Several processes shared a GPU: its seconds say nothing.
             alone = [r["seconds"] for r in own if r.get("device", "cpu") == "cpu"]
-            seconds = f"{np.mean(alone):.0f}" if alone else "–"
+            # The median: the first of several compiles, some had other work beside them.
+            middle = np.median(alone) if alone else 0
+            seconds = f"{middle:.{0 if middle >= 1 else 1}f}" if alone else "–"
             operations = f"{own[0]['flops'] / 1e9:,.0f}"
             sizes = [own[0][k] / 1e6 for k in ("image_bytes", "soft_label_bytes")]
             stored = " | ".join(f"{size:.2g}" if size else "" for size in sizes)
