@@ -134,20 +134,14 @@ def convolutions(channels=64, size=32):
         "gradient of images": lambda: grad.conv2d_input(tx.shape, tk, tx, padding=1),
         "gradient of kernel": lambda: grad.conv2d_weight(tx, tk.shape, tx, padding=1),
     }
+
+    def run(function):
+        jax.block_until_ready(function(x, kernel))
+
     for part in ours:
-
-        def run(function):
-            jax.block_until_ready(function(x, kernel))
-
         case = f"3x3 convolution, {channels} channels, {size}x{size}: {part}"
-        yield (
-            case,
-            {
-                "ot_dd": partial(run, ours[part]),
-                "xla": partial(run, xla[part]),
-                "torch": theirs[part],
-            },
-        )
+        runs = {"ot_dd": partial(run, ours[part]), "xla": partial(run, xla[part])}
+        yield case, runs | {"torch": theirs[part]}
 
 
 def main() -> None:
