@@ -100,8 +100,8 @@ def conv_by_xla(
     )
 
 
-# Bytes that the columns of a matrix product may take to stay in a core's cache.
-_CACHE = 2**20
+# Bytes that the operands of a matrix product may take to stay in a core's cache.
+_CACHE = 2**19
 
 # `_convolve` and `_kernel_gradient` are each other's derivatives, with stride 1 and
 # `pads` less than the kernel, so that gradients of every order stay plain
@@ -132,33 +132,36 @@ def _kernel_gradient(x, g, pads):
     """Correlates `x [b, h, w, c]` and `g [b, oh, ow, o]` into `[kh, kw, c, o]`.
 
     XLA is slow on CPU at the convolution that this is, whose kernel is as large as an
-    image. Here it is a sum of matrix products, each of as many images as a core's cache
-    holds the columns of.
+    image. Here it is a sum of matrix products of `x` shifted along the width and `g`
+    along the height, each of as many images as a core's cache holds both of.
     """
     (top, bottom), (left, right) = pads
     kh = x.shape[1] + top + bottom - g.shape[1] + 1
     kw = x.shape[2] + left + right - g.shape[2] + 1
-    c, o = x.shape[-1], g.shape[-1]
+    b, h, _, c = x.shape
+    ow, o = g.shape[2:]
     wide = jnp.promote_types(x.dtype, jnp.float32)  # A narrow sum would stand still.
 
     def correlate(x, g):
-        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-        columns = jnp.concatenate(list(_shifted(x, (kh, kw), 1)), -1)
-        columns = columns.reshape(-1, kh * kw * c)
-        return jnp.matmul(columns.T, g.reshape(-1, o), preferred_element_type=wide)
+        x = jnp.pad(x, ((0, 0), (0, 0), (left, right), (0, 0)))
+        g = jnp.pad(g, ((0, 0), (kh - 1 - top, kh - 1 - bottom), (0, 0), (0, 0)))
+        xs = jnp.concatenate([x[:, :, j : j + ow] for j in range(kw)], -1)
+        gs = jnp.concatenate([g[:, i : i + h] for i in reversed(range(kh))], -1)
+        xs, gs = xs.reshape(-1, kw * c), gs.reshape(-1, kh * o)
+        return jnp.matmul(xs.T, gs, preferred_element_type=wide)
 
-    b, oh, ow, _ = g.shape
-    parts = b // _images_at_once(b, oh * ow * kh * kw * c * x.dtype.itemsize)
+    size = h * ow * (kw * c + kh * o) * x.dtype.itemsize
+    parts = b // _images_at_once(b, size)
     if parts == 1:
         total = correlate(x, g)
     else:
         # The batch stays the leading axis: each part is of all processes' images.
         xs, gs = (a.reshape(-1, parts, *a.shape[1:]) for a in (x, g))
-        zeros = vary_like(jnp.zeros((kh * kw * c, o), wide), x, g)
+        zeros = vary_like(jnp.zeros((kw * c, kh * o), wide), x, g)
         total = lax.fori_loop(
             0, parts, lambda i, total: total + correlate(xs[:, i], gs[:, i]), zeros
         )
-    return total.astype(x.dtype).reshape(kh, kw, c, o)
+    return total.astype(x.dtype).reshape(kw, c, kh, o).transpose(2, 0, 1, 3)
 
 
 def _images_at_once(batch: int, size: int) -> int:
