@@ -56,7 +56,10 @@ def base(name: str, num_classes: int) -> ConfigDict:
 def train_for(config: ConfigDict, passes: int, num_classes: int) -> None:
     """Lets students train for so many passes, whatever `ipc` and batch size become."""
     images = config.get_ref("ipc") * num_classes
-    config.student.steps = passes * images // config.student.get_ref("batch_size")
+    batch = config.student.get_ref("batch_size")
+    # A set smaller than a batch is a batch of its own. References have no minimum.
+    smaller = (images + batch - abs(images - batch)) // 2
+    config.student.steps = passes * images // smaller
 
 
 def shrink(config: ConfigDict, classes: int, size: int = 64) -> ConfigDict:

@@ -100,7 +100,7 @@ def run(
     )
     work = WorkDir(workdir, tensorboard=tensorboard)
     write_config(work, describe(config))
-    banner = _Banner(work, stages)
+    banner = _Banner(work, vocabulary.STAGES[last] if stages else "")
 
     banner("prepare", "data, autoencoder, denoiser, teachers, surrogate")
     prepared = prepare(config, work)
@@ -128,10 +128,10 @@ def run(
 class _Banner:
     """Says which stage begins, and at the end how long all took."""
 
-    def __init__(self, work, stages):
+    def __init__(self, work, last):
         self._work, self._start = work, time.monotonic()
-        if stages:
-            work.metrics.say(f"up to {stages[-1]}; what is there is restored")
+        if last:
+            work.metrics.say(f"up to {last}; what is there is restored")
 
     def __call__(self, stage, what):
         elapsed = time.monotonic() - self._start

@@ -6,6 +6,7 @@ import pytest
 
 from configs import digits
 from ot_dd.config import ConfigError, fingerprint, parse_arg
+from ot_dd.training.views import batches_per_epoch
 from ot_dd.validation import validate
 
 NAMES = ("digits", "fashion_mnist", "imagenet1k", "imagenette", "imagewoof", "cifar100")
@@ -62,10 +63,11 @@ def test_fingerprints_follow_values_only():
 )
 def test_students_train_for_as_many_passes_at_any_size(name, classes, passes):
     config = importlib.import_module(f"configs.{name}").get_config()
-    for ipc in (10, 50):
+    for ipc in (1, 10, 50):
         config.ipc = ipc
         own = config.copy_and_resolve_references()
-        assert own.student.steps * own.student.batch_size == passes * ipc * classes
+        _, size = batches_per_epoch(ipc * classes, own.student.batch_size)
+        assert own.student.steps * size == passes * ipc * classes
     config.student.steps = 7
     config.ipc = 1
     assert config.student.steps == 7

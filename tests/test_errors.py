@@ -196,6 +196,22 @@ def test_a_folder_that_cannot_be_read(spoil, words, tmp_path, capsys):
     assert words in complaint(lambda: run(config, tmp_path / "work"), capsys)
 
 
+def test_a_class_without_a_test_image(tmp_path, capsys):
+    root = folder_of_images(tmp_path / "images")
+    folder_of_images(root, ["bird"], count=1)
+    config = digits.get_config("debug")
+    config.data.source, config.ipc = f"image_folder:{root}", 1
+    said = complaint(lambda: run(config, tmp_path / "work"), capsys)
+    assert "no test image of ['bird']" in said
+
+
+def test_a_run_says_the_last_of_its_stages(tmp_path, capsys):
+    config = digits.get_config("debug")
+    config.data.source = "image_folder:/nowhere"
+    assert exit_code(lambda: run(config, tmp_path, ("sample", "prepare"))) == 2
+    assert "up to sample;" in "".join(capsys.readouterr())
+
+
 def idx(path: Path, content: bytes):
     with gzip.open(path, "wb") as file:
         file.write(content)

@@ -132,36 +132,46 @@ def _kernel_gradient(x, g, pads):
     """Correlates `x [b, h, w, c]` and `g [b, oh, ow, o]` into `[kh, kw, c, o]`.
 
     XLA is slow on CPU at the convolution that this is, whose kernel is as large as an
-    image. Here it is a sum of matrix products of `x` shifted along the width and `g`
-    along the height, each of as many images as a core's cache holds both of.
+    image. Here it is a sum of matrix products, each of as many images as a core's cache
+    holds the operands of: `x` shifted along the width and `g` along the height, or, in
+    first layers, where that copies less, `x` along both.
     """
     (top, bottom), (left, right) = pads
     kh = x.shape[1] + top + bottom - g.shape[1] + 1
     kw = x.shape[2] + left + right - g.shape[2] + 1
-    b, h, _, c = x.shape
-    ow, o = g.shape[2:]
+    (b, h, _, c), (_, oh, ow, o) = x.shape, g.shape
     wide = jnp.promote_types(x.dtype, jnp.float32)  # A narrow sum would stand still.
+    of_both, of_one = h * ow * (kw * c + kh * o), oh * ow * (kh * kw * c + o)
 
     def correlate(x, g):
         x = jnp.pad(x, ((0, 0), (0, 0), (left, right), (0, 0)))
-        g = jnp.pad(g, ((0, 0), (kh - 1 - top, kh - 1 - bottom), (0, 0), (0, 0)))
-        xs = jnp.concatenate([x[:, :, j : j + ow] for j in range(kw)], -1)
-        gs = jnp.concatenate([g[:, i : i + h] for i in reversed(range(kh))], -1)
-        xs, gs = xs.reshape(-1, kw * c), gs.reshape(-1, kh * o)
-        return jnp.matmul(xs.T, gs, preferred_element_type=wide)
+        if of_one < of_both:
+            x = jnp.pad(x, ((0, 0), (top, bottom), (0, 0), (0, 0)))
+            xs, gs = list(_shifted(x, (kh, kw), 1)), [g]
+        else:
+            g = jnp.pad(g, ((0, 0), (kh - 1 - top, kh - 1 - bottom), (0, 0), (0, 0)))
+            xs = list(_shifted(x, (1, kw), 1))
+            gs = [g[:, i : i + h] for i in reversed(range(kh))]
+        xs, gs = (
+            jnp.concatenate(views, -1).reshape(-1, sum(v.shape[-1] for v in views))
+            for views in (xs, gs)
+        )
+        total = jnp.matmul(xs.T, gs, preferred_element_type=wide)
+        if of_one < of_both:
+            return total.reshape(kh, kw, c, o)
+        return total.reshape(kw, c, kh, o).transpose(2, 0, 1, 3)
 
-    size = h * ow * (kw * c + kh * o) * x.dtype.itemsize
-    parts = b // _images_at_once(b, size)
+    parts = b // _images_at_once(b, min(of_one, of_both) * x.dtype.itemsize)
     if parts == 1:
         total = correlate(x, g)
     else:
         # The batch stays the leading axis: each part is of all processes' images.
         xs, gs = (a.reshape(-1, parts, *a.shape[1:]) for a in (x, g))
-        zeros = vary_like(jnp.zeros((kw * c, kh * o), wide), x, g)
+        zeros = vary_like(jnp.zeros((kh, kw, c, o), wide), x, g)
         total = lax.fori_loop(
             0, parts, lambda i, total: total + correlate(xs[:, i], gs[:, i]), zeros
         )
-    return total.astype(x.dtype).reshape(kw, c, kh, o).transpose(2, 0, 1, 3)
+    return total.astype(x.dtype)
 
 
 def _images_at_once(batch: int, size: int) -> int:

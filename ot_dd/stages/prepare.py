@@ -202,6 +202,13 @@ def _check_sizes(config, dataset):
             "classes need two training images at least to give one away "
             f"(config.data.validation_fraction is {config.data.validation_fraction})"
         )
+    names = dataset.class_names
+    tested = np.bincount(dataset.test.labels, minlength=len(names))
+    if not tested.all():
+        raise ValueError(
+            f"{dataset.name} has no test image of {np.array(names)[tested == 0].tolist()}, "
+            "to compare distilled images with: add some, or leave these classes out"
+        )
 
 
 def check_shapes(config, shape: tuple[int, ...], num_classes: int) -> None:

@@ -162,10 +162,11 @@ def _top(results: dict, rows: Sequence[Row], figures: Figures) -> Html:
     """Verdict, four facts, and one distilled image of each class."""
     sets = results.get("sets") or {}
     found = headline(results.get("records") or [], sets)
+    against = short_title(find_reference(row.set for row in rows) or "random", sets)
     chips = {
-        "better": "better than random real images",
-        "worse": "worse than random real images",
-        "no clear difference": "no clear difference from random real images",
+        "better": f"better than {against}",
+        "worse": f"worse than {against}",
+        "no clear difference": f"no clear difference from {against}",
     }
     look = found.verdict.split()[0]
     verdict = tag(

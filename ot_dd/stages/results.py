@@ -11,7 +11,7 @@ from ot_dd import ot
 from ot_dd.checkpoint import read_json, write_json
 from ot_dd.config import options
 from ot_dd.parallel import is_leader
-from ot_dd.stages._summary import robustness, summarise
+from ot_dd.stages._summary import find_reference, robustness, summarise
 from ot_dd.stages.artifacts import Prepared
 from ot_dd.stages.prepare import describe
 from ot_dd.stages.relabel import SoftLabels
@@ -109,7 +109,8 @@ def write_results(
     figures = make_figures(config, prepared, study)
     path = write_report(workdir.path, results, figures)
     if is_leader():
-        print_table(rows)
+        reference = find_reference(row.set for row in rows)
+        print_table(rows, against=reference or "random")
         print(f"report: {path}")
     return results
 
@@ -137,16 +138,17 @@ def full_data(config, teachers: list[dict]) -> dict | None:
     """Returns the test accuracy of the student's network trained on all images.
 
     That is the teacher of the same architecture and options, under the teachers' own
-    recipe and steps; None when there is none.
+    recipe and steps, which are None for weights that were read; None when there is none.
     """
     name, own = config.student.model, options(config.student.options)
     theirs = config.teachers.options
     same = name in theirs and options(theirs[name]) == own
     for note in teachers:
         if note["name"] == name and (same or (name not in theirs and not own)):
+            read = name in config.teachers.weights
             return {
                 "student": name, "accuracy": note["test_accuracy"],
-                "steps": config.teachers.steps,
+                "steps": None if read else config.teachers.steps,
             }  # fmt: skip
     return None
 

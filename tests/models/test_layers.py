@@ -114,7 +114,9 @@ def test_kernel_gradient_sums_over_as_many_images_as_the_cache_holds(
     monkeypatch, cache, images
 ):
     x, k = normal(0, 12, 7, 7, 4), normal(1, 3, 3, 4, 5)
-    monkeypatch.setattr(layers, "_CACHE", cache * 7 * 7 * 3 * (4 + 5) * x.dtype.itemsize)
+    monkeypatch.setattr(
+        layers, "_CACHE", cache * 7 * 7 * 3 * (4 + 5) * x.dtype.itemsize
+    )
     program = jax.make_jaxpr(jax.grad(lambda k: layers.conv_on_cpu(x, k).sum()))(k)
     assert f"f32[{images * 7 * 7},12]" in str(program)
 

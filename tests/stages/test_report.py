@@ -12,6 +12,7 @@ from rich.console import Console
 from scipy import stats
 from sklearn.datasets import load_digits
 
+from configs import digits
 from docs import picture
 from ot_dd.stages import _figures, _html, report
 from ot_dd.stages._summary import (
@@ -22,6 +23,7 @@ from ot_dd.stages._summary import (
     share_seeds,
     spread,
 )
+from ot_dd.stages.results import full_data
 
 SETS = {  # title, hard, soft, OT distance, bytes of images
     "ot_dd": ("ot-dd: full method", 94.5, 95.6, 1.04, 6400),
@@ -391,6 +393,28 @@ def test_headline_without_a_comparison():
     assert report.headline([]).verdict == "no result"
     assert report.headline([record("ot_dd", 0.9)]).verdict == "no comparison"
     assert report.headline([record("random", 0.9)]).verdict == "no comparison"
+
+
+def test_a_network_that_was_read_has_no_steps():
+    config = digits.get_config()
+    config.student.model = "resnet10"
+    notes = [{"name": "resnet10", "test_accuracy": 0.9}]
+    with config.unlocked():
+        config.teachers.options = {}
+        config.student.options = {}
+    assert full_data(config, notes)["steps"] == config.teachers.steps
+    config.teachers.weights = {"resnet10": "somewhere"}
+    assert full_data(config, notes) == {
+        "student": "resnet10", "accuracy": 0.9, "steps": None,
+    }  # fmt: skip
+
+
+def test_what_is_named_random_is_what_was_compared_with(tmp_path):
+    results = make_results()
+    results["records"] = [r for r in results["records"] if r["set"] != "random"]
+    page = report.write_report(tmp_path, results, make_figures()).read_text()
+    chip = re.search(r'class="chip [a-z]+">([^<]+)', page)[1]
+    assert chip.endswith(report.short_title("random_decoded", results["sets"]))
 
 
 def test_table_in_the_terminal():
