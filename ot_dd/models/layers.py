@@ -141,11 +141,13 @@ def _kernel_gradient(x, g, pads):
     kw = x.shape[2] + left + right - g.shape[2] + 1
     (b, h, _, c), (_, oh, ow, o) = x.shape, g.shape
     wide = jnp.promote_types(x.dtype, jnp.float32)  # A narrow sum would stand still.
-    of_both, of_one = h * ow * (kw * c + kh * o), oh * ow * (kh * kw * c + o)
+    # Values that an image's operands take: both shifted, or `x` alone.
+    both, alone = h * ow * (kw * c + kh * o), oh * ow * (kh * kw * c + o)
+    x_alone = alone < both
 
     def correlate(x, g):
         x = jnp.pad(x, ((0, 0), (0, 0), (left, right), (0, 0)))
-        if of_one < of_both:
+        if x_alone:
             x = jnp.pad(x, ((0, 0), (top, bottom), (0, 0), (0, 0)))
             xs, gs = list(_shifted(x, (kh, kw), 1)), [g]
         else:
@@ -157,11 +159,11 @@ def _kernel_gradient(x, g, pads):
             for views in (xs, gs)
         )
         total = jnp.matmul(xs.T, gs, preferred_element_type=wide)
-        if of_one < of_both:
+        if x_alone:
             return total.reshape(kh, kw, c, o)
         return total.reshape(kw, c, kh, o).transpose(2, 0, 1, 3)
 
-    parts = b // _images_at_once(b, min(of_one, of_both) * x.dtype.itemsize)
+    parts = b // _images_at_once(b, min(both, alone) * x.dtype.itemsize)
     if parts == 1:
         total = correlate(x, g)
     else:
