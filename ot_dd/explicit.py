@@ -23,7 +23,8 @@ def on_auto_axes(
     Args:
       fn: any function; its array arguments may be within pytrees.
       specs: makes the tree of `PartitionSpec` of the results from the tree of their
-        shapes.
+        shapes and from the arguments. An axis that it names may not be one over which
+        a `vmap` around the call splits its batch.
       mesh: the one with the Explicit axes, whether or not an argument is split over
         them; by default that of an argument that is.
     """
@@ -50,7 +51,8 @@ def on_auto_axes(
 
         out = P()
         if specs is not None:
-            out = specs(jax.eval_shape(computed(out), *arrays.values()))
+            shapes = jax.eval_shape(computed(out), *arrays.values())
+            out = specs(shapes, *args, **kwargs)
         return computed(out)(*arrays.values())
 
     return call

@@ -101,16 +101,17 @@ def solve_sample_sharded(
     jax.jit, static_argnames=("mesh", "axes", "cost_fn", "block_size", "options")
 )
 def _solve(x, y, a, b, epsilon, init, *, mesh, axes, **how):
-    devices = math.prod(mesh.shape[name] for name in axes)
+    devices = _device_count(mesh, axes)
     # Only of Explicit axes is said how they split, and they do so evenly.
     named = tuple(name for name in axes if name in explicit_axes(mesh))
     rows = P() if len(x) % devices else P(named)
 
-    def specs(shapes):
-        one = jax.tree.map(lambda _: P(), shapes)
-        geometry = dataclasses.replace(one.coupling.geometry, x=rows)
-        gibbs = Gibbs(geometry, (rows, P()), rows, P())
-        return one._replace(potentials=(rows, P()), coupling=gibbs)
+    def specs(shapes, *_):
+        whole = jax.tree.map(lambda _: P(), shapes)
+        split = (rows, P())
+        geometry = dataclasses.replace(whole.coupling.geometry, x=rows)
+        gibbs = whole.coupling._replace(geometry=geometry, potentials=split, a=rows)
+        return whole._replace(potentials=split, coupling=gibbs)
 
     solve = functools.partial(_solve_rows, mesh=auto_mesh(mesh), axes=axes, **how)
     meshes = mesh, jax.typeof(x).sharding.mesh
@@ -118,10 +119,14 @@ def _solve(x, y, a, b, epsilon, init, *, mesh, axes, **how):
     return on_auto_axes(solve, specs, explicit)(x, y, a, b, epsilon, init)
 
 
+def _device_count(mesh, axes):
+    return math.prod(mesh.shape[name] for name in axes)
+
+
 def _solve_rows(x, y, a, b, epsilon, init, *, mesh, axes, cost_fn, block_size, options):
     n, dtype = len(x), jnp.result_type(x, y, jnp.float32)
     x, y, epsilon = (jnp.asarray(v, dtype) for v in (x, y, epsilon))
-    devices = math.prod(mesh.shape[name] for name in axes)
+    devices = _device_count(mesh, axes)
     local = -(-n // devices)
     block = min(block_size or local, local)
     x, a, init = pad_rows(x, a, init, devices * block)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from ot_dd.explicit import on_auto_axes
 from ot_dd.ot import _checks, _ott
@@ -56,6 +57,11 @@ class OTResult(NamedTuple):
         return matrix(self.coupling)
 
 
+def _split_like_rows(_, coupling):
+    """Returns the spec of a plan: its rows are where their potentials are."""
+    return P(*jax.typeof(coupling.potentials[0]).sharding.spec)
+
+
 class Gibbs(NamedTuple):
     """The plan that belongs to potentials, all in units of epsilon."""
 
@@ -64,7 +70,7 @@ class Gibbs(NamedTuple):
     a: jax.Array
     b: jax.Array
 
-    @on_auto_axes
+    @functools.partial(on_auto_axes, specs=_split_like_rows)
     def matrix(self) -> jax.Array:
         problem = Problem(self.a, self.b, 1.0, 1.0)
         return self.geometry.plan(*self.potentials, problem)
