@@ -73,6 +73,11 @@ on_tpu() {
   show gcloud compute tpus tpu-vm ssh "$TPU" "${where[@]}" ${workers[@]+"${workers[@]}"} --command="$1"
 }
 
+# Prints the state of what `create` asks for.
+request_state() {
+  gcloud compute tpus queued-resources describe "$TPU" "${where[@]}" --format='value(state.state)'
+}
+
 create() {
   local capacity=()
   case $CAPACITY in
@@ -81,14 +86,21 @@ create() {
     reserved) capacity=(--reserved) ;;
     *) die "CAPACITY=$CAPACITY: must be on-demand, spot or reserved" ;;
   esac
-  show gcloud compute tpus queued-resources create "$TPU" "${where[@]}" \
-    --node-id="$TPU" --accelerator-type="$ACCELERATOR" --runtime-version="$RUNTIME" \
-    ${capacity[@]+"${capacity[@]}"}
+  # Asked for before, by a `create` that was interrupted while it waited: waits again.
+  if [[ -n $dry_run ]] || ! request_state >/dev/null 2>&1; then
+    show gcloud compute tpus queued-resources create "$TPU" "${where[@]}" \
+      --node-id="$TPU" --accelerator-type="$ACCELERATOR" --runtime-version="$RUNTIME" \
+      ${capacity[@]+"${capacity[@]}"}
+  fi
   [[ -z $dry_run ]] || return 0
-  local state=
+  local state='' failed=0
   until [[ $state == ACTIVE ]]; do
-    state=$(gcloud compute tpus queued-resources describe "$TPU" "${where[@]}" \
-      --format='value(state.state)')
+    if state=$(request_state); then
+      failed=0
+    else
+      ((++failed < 5)) || die "gcloud does not say how $TPU is: launch/tpu.sh create waits again"
+      state=unknown
+    fi
     printf 'queued resource %s: %s\n' "$TPU" "$state" >&2
     case $state in
       ACTIVE) ;;

@@ -85,22 +85,38 @@ class Checkpoints:
             )
 
     def restore(self, example: Any) -> Any | None:
-        """Returns the newest tree, placed like `example`, or None if there is none."""
-        step = self._manager.latest_step()
-        if step is None:
-            return None
+        """Returns the newest tree, placed like `example`, or None if there is none.
+
+        A copy of the directory that broke off has the newest step in part and, not yet
+        deleted, the one before: that one is restored then, and what is newer deleted.
+
+        Raises:
+          ValueError: when no step can be read into the example.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, example)
-        try:
-            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-        except (jax.errors.JaxRuntimeError, MemoryError):
-            raise  # Such as of memory: nothing is wrong with the files.
-        except Exception as error:  # TensorStore raises no class of its own.
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(
-                f"checkpoint {self.directory}, step {step}, is damaged or of another "
-                f"network ({reason}): delete that folder, and the same command makes it "
-                "again"
-            ) from error
+        first = None
+        for step in steps:
+            try:
+                restore = ocp.args.StandardRestore(abstract)
+                tree = self._manager.restore(step, args=restore)
+            except (jax.errors.JaxRuntimeError, MemoryError):
+                raise  # Such as of memory: nothing is wrong with the files.
+            except Exception as error:  # TensorStore raises no class of its own.
+                first = first or error
+                if jax.process_count() > 1:
+                    break  # The others may have read it.
+            else:
+                for damaged in (s for s in steps if s > step):
+                    self._manager.delete(damaged)
+                return tree
+        if first is None:
+            return None
+        reason = (str(first).strip() or type(first).__name__).splitlines()[0]
+        raise ValueError(
+            f"checkpoint {self.directory}, step {steps[0]}, is damaged or of another "
+            f"network ({reason}): delete that folder, and the same command makes it again"
+        ) from first
 
     def finish(self, note: dict) -> None:
         """Waits for pending writes, then marks the run as finished with `note`."""

@@ -131,7 +131,9 @@ def _tfds(root, files, labels, about):
                 "label": tfds.features.ClassLabel(names=about["class_names"]),
             }
             return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features)
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                disable_shuffling=True,  # Soft labels count images in their order.
             )
 
         def _split_generators(self, manager):
@@ -187,6 +189,18 @@ def _soft_labels(distilled, root, kept):
     )
 
 
+_VIEWS = """\
+`soft_labels/views.npz` has arrays with leading axes `[passes, batches]`: `rows`, the images
+of a batch, counted in the order of classes and of files within a class; what was drawn for
+them; and `logits`, or `top_classes` and `top_logits`, a row for each view. Views are made
+in this order of images scaled to [-1, 1]: the box `crop` (top, left, height, width, as
+shares of the image) is resized to the image's size, bilinear, without antialiasing, the
+border repeated outside; mirrored where `flip`; brightness, contrast and saturation
+multiplied by the factors `jitter`; and the pixels within `mix_box` (top, left, bottom,
+right) are those of the batch's view number `mix_index`, which leaves the share `mix_ratio`.
+`ot_dd.data.apply` does all of it."""
+
+
 def data_card(about: dict, results: dict, soft_labels: str) -> str:
     """Returns the card: what it is, where it is from, what it reached, how to cite it.
 
@@ -197,9 +211,16 @@ def data_card(about: dict, results: dict, soft_labels: str) -> str:
     """
     shape = "x".join(map(str, about["image_shape"]))
     labels = about["soft_labels"]
-    stored = f"Soft labels: {soft_labels}; {labels['what']}, by"
-    if labels.get("mode") == "online" and soft_labels != "none":
-        stored = "Soft labels: seeds of the views, which are to be labelled by"
+    teachers = ", ".join(labels["teachers"])
+    if soft_labels == "none":
+        stored = f"Soft labels: none came along; there were some by {teachers}."
+    elif soft_labels == "seeds" or labels.get("mode") == "online":
+        stored = (
+            f"Soft labels: the views alone, which are to be labelled by {teachers}."
+        )
+    else:
+        kept = "" if soft_labels == "all" else f", the {soft_labels} of each"
+        stored = f"Soft labels: {labels['what']}{kept}, by {teachers}."
     lines = [
         "---",
         "license: other",
@@ -211,7 +232,8 @@ def data_card(about: dict, results: dict, soft_labels: str) -> str:
         f"{about['ipc']} synthetic images of each of {len(about['class_names'])} classes, "
         f"{shape}, made by ot-dd (set seed {about['set_seed']}).",
         "",
-        f"{stored} {', '.join(labels['teachers'])}.",
+        stored,
+        *([] if soft_labels == "none" else ["", _VIEWS]),
         "",
         "## Where it is from",
         "",

@@ -55,7 +55,10 @@ def frechet_distance(real: np.ndarray, synthetic: np.ndarray) -> float:
       synthetic: `[m, d]`.
     """
     means = real.mean(0) - synthetic.mean(0)
-    covariances = [np.atleast_2d(np.cov(v, rowvar=False)) for v in (real, synthetic)]
+    covariances = [
+        np.atleast_2d(np.cov(v, rowvar=False, ddof=min(1, len(v) - 1)))
+        for v in (real, synthetic)
+    ]
     values, vectors = np.linalg.eigh(covariances[0])
     root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
     # tr (A B)^(1/2) by the eigenvalues of A^(1/2) B A^(1/2), which is symmetric.

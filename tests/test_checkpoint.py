@@ -68,6 +68,30 @@ def test_a_file_cut_short_is_one_message_or_does_no_harm(tmp_path):
     assert named >= 3
 
 
+def test_the_step_before_one_that_came_in_part_is_gone_on_from(tmp_path):
+    """What a copy of the directory that broke off leaves: both steps, one in part."""
+    for step in (1, 2):
+        checkpoints = Checkpoints(tmp_path / str(step))
+        checkpoints.save(step, _tree(float(step)))
+        checkpoints.close()
+    shutil.copytree(tmp_path / "1/steps/1", tmp_path / "2/steps/1")
+    newer = tmp_path / "2/steps/2"
+    for file in sorted(path for path in newer.rglob("*") if path.is_file())[1:]:
+        file.unlink()
+    checkpoints = Checkpoints(tmp_path / "2")
+    np.testing.assert_array_equal(checkpoints.restore(_tree(0.0))["a"], np.ones(50))
+    assert not newer.exists()
+    checkpoints.save(2, _tree(3.0))
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path / "2")
+    np.testing.assert_array_equal(
+        checkpoints.restore(_tree(0.0))["a"], np.full(50, 3.0)
+    )
+    with pytest.raises(ValueError, match="step 2, is damaged or of another"):
+        checkpoints.restore({"other": jnp.zeros(3)})
+    checkpoints.close()
+
+
 def test_what_a_killed_writer_left_the_next_one_writes_over(tmp_path):
     path = tmp_path / "image.png"
 

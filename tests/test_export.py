@@ -74,10 +74,9 @@ def test_tfds_reads_its_directory(distilled, tmp_path):
     builder = tfds.builder_from_directory(str(made))
     assert builder.info.features["label"].names == NAMES
     found = list(builder.as_data_source(split="train"))
-    # TFDS shuffles by key: the pairs are what must agree.
-    pairs = sorted((int(e["label"]), e["image"][..., 0].tobytes()) for e in found)
-    wanted = sorted((i // 3, image.tobytes()) for i, image in enumerate(images))
-    assert pairs == wanted
+    # In the order that the rows of the soft labels count.
+    assert [int(e["label"]) for e in found] == [0, 0, 0, 1, 1, 1]
+    np.testing.assert_array_equal([e["image"][..., 0] for e in found], images)
 
 
 def test_datasets_reads_parquet(distilled, tmp_path):
@@ -139,7 +138,28 @@ def test_the_card_of_labels_made_online(distilled, tmp_path):
     write_json(root / "dataset.json", about)
     made = exporting.export(root, tmp_path / "out", "image_folder")
     card = (made / "README.md").read_text()
-    assert "seeds of the views, which are to be labelled by convnet3" in card
+    assert "the views alone, which are to be labelled by convnet3." in card
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        ("all", "Soft labels: mean logits, by convnet3."),
+        ("top-1", "Soft labels: mean logits, the top-1 of each, by convnet3."),
+        ("seeds", "the views alone, which are to be labelled by convnet3."),
+        ("none", "none came along; there were some by convnet3."),
+    ],
+)
+def test_the_card_says_which_labels_came_along(distilled, tmp_path, kept, said):
+    made = exporting.export(
+        distilled[0], tmp_path / "out", "image_folder", soft_labels=kept
+    )
+    card = (made / "README.md").read_text()
+    assert said in card and ("`mix_box`" in card) == (kept != "none")
+    # A set in a form that is not read here.
+    (made / "train").rename(made / "data")
+    with pytest.raises(ValueError, match="has no images/"):
+        load_distilled(made)
 
 
 def test_an_exported_image_folder_is_a_distilled_set(distilled, tmp_path):

@@ -43,6 +43,9 @@ def test_frechet_distance_by_the_matrix_root():
     found = geometry.frechet_distance(real, synthetic)
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
     np.testing.assert_allclose(geometry.frechet_distance(real, real), 0, atol=1e-8)
+    gap = real.mean(0) - synthetic[0]  # One point has no spread.
+    found = geometry.frechet_distance(real, synthetic[:1])
+    np.testing.assert_allclose(found, gap @ gap + np.trace(a), rtol=1e-6)
 
 
 def test_a_collapsed_set_and_a_spread_one():

@@ -17,8 +17,10 @@ with open(os.environ["CALLS"], "a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\\n")
 if "describe" in sys.argv:
     states = open(os.environ["STATES"]).read().split()
-    print(states[0])
     open(os.environ["STATES"], "w").write(" ".join(states[1:] or states))
+    if states[0] == "error":
+        sys.exit("ERROR: not now")
+    print(states[0])
 if sys.argv[1:3] == ["storage", os.environ.get("FAIL")]:
     sys.exit(os.environ["SAYS"])
 for word in sys.argv:
@@ -33,9 +35,9 @@ def tpu(tmp_path):
     gcloud = tmp_path / "bin" / "gcloud"
     gcloud.write_text(GCLOUD)
     gcloud.chmod(0o755)
-    (tmp_path / "states").write_text("WAITING_FOR_RESOURCES ACTIVE")
 
-    def call(*arguments, settings=(), **environment):
+    def call(*arguments, settings=(), states="error WAITING ACTIVE", **environment):
+        (tmp_path / "states").write_text(states)
         env = (ROOT / "launch" / "env.sh.example").read_text()
         path = tmp_path / "env.sh"
         path.write_text("\n".join([env, "PROJECT='a project'", *settings]))
@@ -63,15 +65,25 @@ WHERE = ["--project=a project", "--zone=us-west4-a"]
 def test_create_asks_and_waits(tpu):
     done, calls = tpu("create")
     assert done.returncode == 0, done.stderr
-    assert calls[0] == [
+    assert calls[1] == [
         "compute", "tpus", "queued-resources", "create", "ot-dd", *WHERE,
         "--node-id=ot-dd", "--accelerator-type=v5litepod-8",
         "--runtime-version=v2-alpha-tpuv5-lite", "--spot",
     ]  # fmt: skip
-    assert [c[3] for c in calls] == ["create", "describe", "describe"]
+    assert [c[3] for c in calls] == ["describe", "create", "describe", "describe"]
     # What is shown is what was run.
     shown = shlex.split(done.stderr.splitlines()[0].removeprefix("+ "))
-    assert shown[1:] == calls[0]
+    assert shown[1:] == calls[1]
+
+
+def test_create_again_waits_for_what_was_asked(tpu):
+    """Also where gcloud fails in between, but not where it goes on failing."""
+    done, calls = tpu("create", states="WAITING error error WAITING ACTIVE")
+    assert done.returncode == 0, done.stderr
+    assert [c[3] for c in calls] == ["describe"] * 5
+    done, calls = tpu("create", states="WAITING error")
+    assert done.returncode == 2 and "does not say how ot-dd is" in done.stderr
+    assert [c[3] for c in calls] == ["describe"] * 6
 
 
 @pytest.mark.parametrize(
@@ -82,9 +94,9 @@ def test_create_asks_and_waits(tpu):
 def test_the_runtime_follows_the_accelerator(tpu, accelerator, runtime):
     settings = [f"ACCELERATOR={accelerator}", "CAPACITY=on-demand"]
     _, calls = tpu("create", settings=settings)
-    assert calls[0][-1] == f"--runtime-version={runtime}"
+    assert calls[1][-1] == f"--runtime-version={runtime}"
     _, calls = tpu("create", settings=[*settings, "RUNTIME=other"])
-    assert calls[0][-1] == "--runtime-version=other"
+    assert calls[1][-1] == "--runtime-version=other"
 
 
 @pytest.mark.parametrize("verb", ["create", "setup", "logs", "stop", "fetch", "delete"])
@@ -228,9 +240,8 @@ def test_mistakes_are_one_line(tpu, settings, arguments, message):
     assert len(done.stderr.splitlines()) == 1 and calls == []
 
 
-def test_a_failed_request_ends_the_wait(tpu, tmp_path):
-    (tmp_path / "states").write_text("FAILED")
-    done, _ = tpu("create")
+def test_a_failed_request_ends_the_wait(tpu):
+    done, _ = tpu("create", states="FAILED")
     assert done.returncode == 2 and "is FAILED" in done.stderr
 
 

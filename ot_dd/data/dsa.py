@@ -45,7 +45,11 @@ def dsa(key: jax.Array, images: jax.Array, config: DSA) -> jax.Array:
         )
     kind_key, key = jax.random.split(key)
     kind = jax.random.randint(kind_key, (), 0, len(config.kinds))
-    return jax.lax.switch(kind, [KINDS[name] for name in config.kinds], key, images)
+
+    def branch(name):  # What is drawn is in JAX's default type, which may be wider.
+        return lambda key, images: KINDS[name](key, images).astype(images.dtype)
+
+    return jax.lax.switch(kind, [branch(name) for name in config.kinds], key, images)
 
 
 def _color(key, images):

@@ -17,12 +17,18 @@ def gradient_cosine_distance(
       target: the mean real gradient, flattened `[p]` (`ravel_gradient`'s order).
 
     Returns:
-      The distance in `[0, 2]`, scalar, with a gradient in `images`.
+      The distance in `[0, 2]`, scalar, with a gradient in `images`; one, and no
+      gradient, where either is zero.
     """
     gradient = ravel_gradient(loss_fn, params, images, labels)
 
-    def unit(v):  # Each by its own norm: the product of two small ones underflows.
-        return v * jax.lax.rsqrt(jnp.sum(v**2) + 1e-30)
+    def unit(v):
+        # Each by its own norm, and that of numbers near one: of a model that is sure of
+        # its classes their squares underflow. Without a gradient there is no direction.
+        largest = jax.lax.stop_gradient(jnp.abs(v).max())
+        some = largest > jnp.finfo(v.dtype).tiny
+        v = jnp.where(some, v / jnp.where(some, largest, 1.0), 0.0)
+        return v * jax.lax.rsqrt(jnp.where(some, jnp.sum(v**2), 1.0))
 
     return 1.0 - jnp.vdot(unit(gradient), unit(target))
 

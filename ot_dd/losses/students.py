@@ -258,7 +258,7 @@ def student_loss(
         )
     options = {"where": where, "reduction": reduction}
     student_logits = _kept(student_logits, where)
-    loss = jnp.zeros((), student_logits.dtype)
+    loss = _reduce(jnp.zeros(len(student_logits), student_logits.dtype), **options)
     if _counts(ce_weight):
         ce = optax.softmax_cross_entropy_with_integer_labels(student_logits, labels)
         loss += ce_weight * _reduce(ce, **options)

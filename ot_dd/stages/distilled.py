@@ -117,7 +117,15 @@ def load_distilled(directory: Path) -> tuple[np.ndarray, np.ndarray, dict]:
     if description is None:
         raise FileNotFoundError(f"{directory} has no dataset.json: not a distilled set")
     if not _is_description(description):
-        raise ValueError(f"{directory / 'dataset.json'} is damaged: distil again")
+        raise ValueError(
+            f"{directory / 'dataset.json'} is damaged or not of a distilled set: distil "
+            "again; without that file the folder is read as folders of classes"
+        )
+    if not _images_of(directory).is_dir():
+        raise ValueError(
+            f"{directory} has no images/: give the distilled set itself, or its export "
+            "as image_folder"
+        )
     shape = tuple(description["image_shape"])
     images, labels = [], []
     for label, folder in enumerate(description["folders"]):
@@ -151,7 +159,7 @@ def load_distilled(directory: Path) -> tuple[np.ndarray, np.ndarray, dict]:
 
 def image_files(directory: Path, folder: str) -> list[Path]:
     """Returns the images of a class."""
-    return sorted((_images_of(directory) / folder).glob("*.png"))
+    return sorted((_images_of(directory) / folder).glob("[!.]*.png"))
 
 
 def _images_of(directory):

@@ -62,10 +62,11 @@ def parse_sets(texts: Sequence[str], reserved: Sequence[str]) -> list[tuple]:
     found: list[tuple] = []
     for text in texts:
         name, equals, directory = text.partition("=")
+        equals = "" if Path(text).is_dir() else equals  # A sign of the path's own.
         path = Path(directory if equals else text)
         if not equals:
             parts = [p for p in path.absolute().parts[-2:] if p != "distilled"]
-            name = parts[-1]
+            name = (parts or ["distilled"])[-1]
         name = re.sub(r"[^\w.-]+", "-", name)
         if name in reserved or name.startswith(("no_", "random")):
             raise ConfigError(

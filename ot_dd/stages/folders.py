@@ -1,7 +1,9 @@
 """Sets of images made by anybody, read from folders of classes."""
 
 import hashlib
+import itertools
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -73,28 +75,38 @@ def _read_folders(directory, dataset):
     plain = _plain
     if len(set(map(plain, dataset.class_names))) < len(dataset.class_names):
         plain = str  # Names that differ in case or signs alone are taken as they are.
-    names = [plain(name) for name in dataset.class_names]
-    if len(folders) != len(names):
+    classes = dataset.class_names
+    if len(folders) != len(classes):
         raise ValueError(
             f"{directory} has {len(folders)} class folders, the config's data "
-            f"{len(names)} classes"
+            f"{len(classes)} classes"
         )
     note = "folders in sorted order, none of them named like the classes"
-    for strip in ("", r"^\d+[_-]"):
-        table = {plain(re.sub(strip, "", folder.name)): folder for folder in folders}
-        found = [name for name in names if name in table]
-        if len(table) == len(found):
+    for theirs, ours in itertools.product((str, _without_number), repeat=2):
+        names = [plain(theirs(name)) for name in classes]
+        table = {plain(ours(folder.name)): folder for folder in folders}
+        if len(set(names)) < len(names):
+            continue  # The number is what tells the classes apart.
+        missing = [n for n, p in zip(classes, names) if p not in table]
+        if not missing:
             folders = [table[name] for name in names]
             note = "folders matched with classes by name"
             break
-        if found and (strip or len(found) > len(names) // 2):
-            missing = [n for n, p in zip(dataset.class_names, names) if p not in table]
+        some = len(missing) < len(classes)
+        if some and (ours is not str or len(missing) < (len(classes) + 1) // 2):
             raise ValueError(
                 f"{directory} has folders named like some of the classes, but none for "
                 f"{missing[:5]}: name all of them like the classes, or none"
             )
     channels = dataset.train.images.shape[-1]
     per_class = [_read_images(folder, channels) for folder in folders]
+    for folder, images in zip(folders, per_class):
+        if images.shape[1:] != per_class[0].shape[1:]:
+            raise ValueError(
+                f"the images of {folder} are {images.shape[1:3]} pixels, those of "
+                f"{folders[0].name} {per_class[0].shape[1:3]}: the images of a set agree "
+                "in size"
+            )
     counts = {len(images) for images in per_class}
     if len(counts) > 1:
         smallest = min(range(len(folders)), key=lambda i: len(per_class[i]))
@@ -121,9 +133,14 @@ def _read_images(folder, channels) -> np.ndarray:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[\W_]+", "", name.casefold()) or name
+    name = unicodedata.normalize("NFKC", name).casefold()
+    return re.sub(r"[\W_]+", "", name) or name
+
+
+def _without_number(name: str) -> str:
+    return re.sub(r"^\d+[\W_]+(?=.)", "", name)
 
 
 def _natural(path: Path) -> list:
     """Sorts 2 before 10."""
-    return [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", path.name)]
+    return [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", path.name)]

@@ -122,3 +122,11 @@ def test_gradients_pass_every_kind():
 def test_unknown_kinds_are_named(kinds):
     with pytest.raises(ValueError, match=r"DSA.kinds = .* color, crop, cutout"):
         dsa(jax.random.key(0), jnp.zeros((2, 8, 8, 1)), DSA(kinds))
+
+
+def test_the_type_of_images_is_kept():
+    images = jnp.asarray(_images(n=4)).astype(jnp.bfloat16)
+    assert _dsa(jax.random.key(0), images, DSA()).dtype == jnp.bfloat16
+    with jax.enable_x64(True):
+        out = _dsa(jax.random.key(0), jnp.asarray(_images(n=4)), DSA())
+    assert out.dtype == jnp.float32

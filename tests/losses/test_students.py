@@ -106,6 +106,16 @@ def test_masked_examples_take_no_part(name):
     np.testing.assert_allclose(gradient[5:], 0.0)
 
 
+def test_a_student_loss_without_terms_has_the_shape_of_one_with():
+    student, soft = logits()
+    none = {"ce_weight": 0.0, "mse_weight": 0.0, "ot_weight": 0.0}
+    for reduction, shape in {"none": (8,), "sum": (), "mean": ()}.items():
+        loss = losses.student_loss(
+            student, soft, jnp.arange(8) % 5, reduction=reduction, **none
+        )
+        assert loss.shape == shape and not loss.any()
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_not_even_a_nan_of_a_masked_example_reaches_the_gradient(name):
     student, soft = logits()

@@ -127,6 +127,25 @@ def test_gradient_matching_does_not_depend_on_the_gradients_size(size):
     np.testing.assert_allclose(found, 0.0, atol=1e-5)
 
 
+@pytest.mark.parametrize("margin", [10.0, 35.0, 60.0, 120.0])
+def test_gradient_matching_of_a_model_that_is_sure_of_its_classes(margin):
+    """Its gradients lie near the end of float32's range, or are zero."""
+    labels, target = jnp.array([0]), jnp.arange(6.0)
+    params = {"w": margin * jnp.eye(2, 3).T}
+
+    def loss(params, images, labels):
+        logits = images @ params["w"]
+        return -jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels].mean()
+
+    def distance(images, loss=loss, params=params):
+        return gradient_cosine_distance(loss, params, images, labels, target)
+
+    found, gradient = jax.value_and_grad(distance)(jnp.array([[1.0, 0.0, 0.5]]))
+    assert jnp.isfinite(found) and jnp.isfinite(gradient).all()
+    if margin == 120.0:
+        assert found == 1.0 and not gradient.any()
+
+
 def test_guidance_of_identical_points_is_finite():
     points = jnp.ones((2, 4))
 

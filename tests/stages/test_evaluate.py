@@ -5,6 +5,7 @@ import functools
 import json
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import jax
@@ -90,6 +91,43 @@ def test_names_sort_as_people_count_and_some_of_the_classes_are_refused(
         read_image_set(root, dataset, name="theirs")
 
 
+@pytest.mark.parametrize(
+    ("folders", "classes"),
+    [
+        ("{}.{}", "{1}"), ("{} {}", "{1}"), ("{1}", "{:03d}.{}"), ("{:02d}-{}", "{}. {}"),
+    ],
+)  # fmt: skip
+def test_leading_numbers_of_folders_and_classes(tmp_path, dataset, folders, classes):
+    """In another order than the classes': by the numbers they would be mixed up."""
+    words = ["caf\u00e9", *"bcdefghij"]
+    made = dataclasses.replace(
+        dataset, class_names=tuple(classes.format(i, w) for i, w in enumerate(words))
+    )
+    names = [folders.format(9 - i, w) for i, w in enumerate(words)]
+    names[0] = unicodedata.normalize("NFD", names[0])  # As macOS writes it.
+    root = write_folder(tmp_path / "set", dataset, names)
+    found, note = read_image_set(root, made, name="theirs")
+    assert "by name" in note
+    own = dataset.train.images[dataset.train.labels == 0][0]
+    np.testing.assert_array_equal(found.images[0, 0], own)
+
+
+@pytest.mark.parametrize("first", ["0_0", "0"])
+def test_folders_of_one_class_are_refused(tmp_path, dataset, first):
+    names = [first, "1_0", *(f"{i}_{i}" for i in range(2, 10))]
+    root = write_folder(tmp_path / "set", dataset, names)
+    with pytest.raises(ValueError, match=r"none for \['1'\]"):
+        read_image_set(root, dataset, name="theirs")
+
+
+def test_classes_of_other_sizes_are_named(tmp_path, dataset):
+    root = write_folder(tmp_path / "set", dataset, "0123456789")
+    for path in (root / "4").iterdir():
+        Image.fromarray(np.zeros((9, 9), np.uint8)).save(path)
+    with pytest.raises(ValueError, match=r"images of \S+set/4 are \(9, 9\) pixels"):
+        read_image_set(root, dataset, name="theirs")
+
+
 def test_options_are_numbers_switches_or_words():
     found = parse_student("convnet:width=32:pool=false:norm=batch:scale=0.5")
     assert found == (
@@ -98,9 +136,15 @@ def test_options_are_numbers_switches_or_words():
     )
 
 
-def test_folders_are_named_and_numbered():
+def test_folders_are_named_and_numbered(tmp_path, monkeypatch):
     found = parse_sets(("m=a", "m=b", "out/x/distilled"), ("random",))
     assert [(name, seed) for name, seed, _ in found] == [("m", 0), ("m", 1), ("x", 0)]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=0.1").mkdir()
+    found = parse_sets(("lr=0.1", "out/distilled/distilled"), ())
+    assert [(name, str(path)) for name, _, path in found] == [
+        ("lr-0.1", "lr=0.1"), ("distilled", "out/distilled/distilled"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("devices", [1, 4, 6])
