@@ -49,6 +49,12 @@ def export(
         raise ValueError(f"--format is {form!r}: must be one of {', '.join(FORMATS)}")
     labels_kept = _labels_kept(soft_labels)
     _, labels, about = load_distilled(distilled)
+    for field in ("provenance", "soft_labels"):
+        if not isinstance(about.get(field), dict):
+            raise ValueError(
+                f"{distilled / 'dataset.json'} has no {field}, as sets of ot_dd.distill "
+                "have: distil again"
+            )
     if output.exists():
         raise FileExistsError(f"{output} exists: choose another --output")
     partial = output.with_name(f".{output.name}.partial")

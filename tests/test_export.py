@@ -187,6 +187,7 @@ def test_an_exported_image_folder_is_a_distilled_set(distilled, tmp_path):
         ("labels", [], "views.npz is missing"),
         ("damaged", [], "views.npz is damaged"),
         ("json", [], "not a distilled set"),
+        ("provenance", [], "has no provenance"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(
@@ -201,6 +202,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
         (root / "soft_labels" / "views.npz").unlink()
     elif change == "damaged":
         (root / "soft_labels" / "views.npz").write_bytes(b"PK")
+    elif change == "provenance":
+        about = json.loads((root / "dataset.json").read_text())
+        write_json(root / "dataset.json", about | {"provenance": None})
     elif change == "json":
         (root / "dataset.json").unlink()
     command = [
