@@ -168,6 +168,7 @@ def test_an_exported_image_folder_is_a_distilled_set(distilled, tmp_path):
     found, labels, about = load_distilled(made)
     np.testing.assert_array_equal(found[..., 0], images)
     assert labels.tolist() == [0, 0, 0, 1, 1, 1] and about["ipc"] == 3
+    (made / "train" / FOLDERS[0] / "._0000.png").write_bytes(b"macOS")
     again = exporting.export(made, tmp_path / "again", "image_folder")
     file = next((again / "train").rglob("*.png"))
     with Image.open(file) as image:

@@ -131,13 +131,13 @@ def test_gradient_matching_does_not_depend_on_the_gradients_size(size):
 def test_gradient_matching_of_a_model_that_is_sure_of_its_classes(margin):
     """Its gradients lie near the end of float32's range, or are zero."""
     labels, target = jnp.array([0]), jnp.arange(6.0)
-    params = {"w": margin * jnp.eye(2, 3).T}
+    params = {"w": margin * jnp.eye(3, 2)}
 
     def loss(params, images, labels):
         logits = images @ params["w"]
         return -jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels].mean()
 
-    def distance(images, loss=loss, params=params):
+    def distance(images):
         return gradient_cosine_distance(loss, params, images, labels, target)
 
     found, gradient = jax.value_and_grad(distance)(jnp.array([[1.0, 0.0, 0.5]]))
