@@ -121,6 +121,12 @@ def load_distilled(directory: Path) -> tuple[np.ndarray, np.ndarray, dict]:
             f"{directory / 'dataset.json'} is damaged or not of a distilled set: distil "
             "again; without that file the folder is read as folders of classes"
         )
+    for folder in description["folders"]:
+        if Path(folder).name != folder or folder in ("", ".", "..") or "\0" in folder:
+            raise ValueError(
+                f"{directory / 'dataset.json'} names {folder!r}, which is no folder of "
+                "the set: distil again"
+            )
     if not _images_of(directory).is_dir():
         raise ValueError(
             f"{directory} has no images/: give the distilled set itself, or its export "
@@ -129,11 +135,6 @@ def load_distilled(directory: Path) -> tuple[np.ndarray, np.ndarray, dict]:
     shape = tuple(description["image_shape"])
     images, labels = [], []
     for label, folder in enumerate(description["folders"]):
-        if Path(folder).name != folder or folder in ("", ".", "..") or "\0" in folder:
-            raise ValueError(
-                f"{directory / 'dataset.json'} names {folder!r}, which is no folder of "
-                "the set: distil again"
-            )
         files = image_files(directory, folder)
         if len(files) != description["ipc"]:
             raise ValueError(
