@@ -4,7 +4,8 @@ python docs/tables.py docs/results/digits.json | docs/results/table_digits.json 
 
 With --page=docs/results.md it writes each table into the page instead, between the lines
 `<!-- docs/results/table_digits.json -->` and `<!-- end -->`. The word `accuracies` after the
-file leaves out what a table of the same sets has shown: their geometry and what they cost.
+file leaves out what a table of the same sets has shown: their geometry and what they cost;
+`overview` after a pattern of files has a row for each recipe, size and student of all of them.
 """
 
 import contextlib
@@ -124,6 +125,37 @@ def costs(found: dict, part: dict) -> None:
         print(f"| {found['titles'][name]} | {cost['seconds']} | {operations} |")
 
 
+# The sets of an overview, in its order, and what their columns are called.
+_OVERVIEW = {
+    METHOD: "ot-dd", "no_otg": "no guidance", "no_refine": "no refinement",
+    "mean_matching": "means, not transport", "random": "random real",
+    "herding": "herding", "kmeans_features": "k-means of features",
+    "diffusion": "plain diffusion", "igd": "IGD",
+}  # fmt: skip
+
+
+def overview(tables: list[dict]) -> None:
+    """Prints what the main sets reach under every recipe, size and student."""
+    rows: dict = {}
+    for found in tables:
+        for record in found["table"]:
+            key = record["ipc"], record["protocol"], record["student"]
+            runs = rows.setdefault(key, {}).setdefault(record["set"], {})
+            seeds = record["set_seed"], record["student_seed"]
+            runs[seeds] = 100 * record["accuracy"]
+    print(f"| images per class, recipe | student | {' | '.join(_OVERVIEW.values())} |")
+    print(f"|{'---|' * (2 + len(_OVERVIEW))}")
+    for (ipc, protocol, student), sets in sorted(rows.items(), key=lambda r: r[0][:2]):
+        cells = []
+        for name in _OVERVIEW:
+            runs = sets.get(name, {})
+            away = gap(name, runs, sets[METHOD]) if runs and name != METHOD else ""
+            mean = f"{np.mean(list(runs.values())):.1f}" if runs else ""
+            cells.append(mean + "*" * ("*" in away))
+        kind = student.split(":")[0]
+        print(f"| {ipc}, `{protocol}` | `{kind}` | {' | '.join(cells)} |")
+
+
 _FEWEST = 5  # Kinds of sets that a rank correlation says anything of.
 # What the table of classes compares, and by which figures.
 _CLASS_SETS = ("ot_dd", "diffusion", "random")
@@ -208,19 +240,22 @@ def write_page(page: Path) -> None:
     """Writes every table that a page names into it."""
 
     def table(match):
-        if not Path(match[1]).exists():
+        if not list(Path().glob(match[1])):
             return match[0]  # not made yet
         text = io.StringIO()
         with contextlib.redirect_stdout(text):
             main(Path(match[1]), *match[2].split())
         return f"<!-- {match[1]}{match[2]} -->\n{text.getvalue().strip()}\n<!-- end -->"
 
-    pattern = r"<!-- (\S+\.json)( accuracies|) -->\n.*?<!-- end -->"
+    pattern = r"<!-- (\S+\.json)( accuracies| overview|) -->\n.*?<!-- end -->"
     page.write_text(re.sub(pattern, table, page.read_text(), flags=re.DOTALL))
 
 
 def main(path: Path, *words: str) -> None:
-    """Prints the table that belongs to the file; all of it without the word."""
+    """Prints the table that belongs to the file, or to all that the pattern finds."""
+    if "overview" in words:
+        files = sorted(Path().glob(str(path)))
+        return overview([json.loads(file.read_text()) for file in files])
     found = json.loads(path.read_text())
     if "table" in found:
         return comparison(found, accuracies="accuracies" in words)

@@ -24,6 +24,7 @@ def test_code_on_the_page_runs(page):
     [
         ("README.md", "docs/results/digits.json"),
         ("README.md", "docs/results/fashion_mnist.json"),
+        ("README.md", "docs/results/table_fashion_mnist*.json overview"),
         ("docs/sinkhorn.md", "benchmarks/sinkhorn.json"),
         ("docs/sinkhorn.md", "benchmarks/sinkhorn_gpu.json"),
         ("docs/speed.md", "benchmarks/dit.json"),
