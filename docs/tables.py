@@ -5,7 +5,7 @@ python docs/tables.py docs/results/digits.json | docs/results/table_digits.json 
 With --page=docs/results.md it writes each table into the page instead, between the lines
 `<!-- docs/results/table_digits.json -->` and `<!-- end -->`. The word `accuracies` after the
 file leaves out what a table of the same sets has shown: their geometry and what they cost;
-`overview` after a pattern of files has a row for each recipe, size and student of all of them.
+`overview` after a pattern of files has a row for each recipe, size and student of them.
 """
 
 import contextlib

@@ -14,6 +14,8 @@ import orbax.checkpoint as ocp
 
 from ot_dd.parallel import agree, is_leader
 
+_AGAIN = "the same command makes it again"
+
 # What Orbax logs it raises as well, if it is an error; threads of a write that has failed
 # say once more that nobody waits for them.
 for _name in ("absl", "asyncio", "concurrent.futures"):
@@ -84,8 +86,12 @@ class Checkpoints:
                 str(self.directory),
             )
 
-    def restore(self, example: Any) -> Any | None:
+    def restore(
+        self, example: Any, *, remedy: str = "delete that folder, and " + _AGAIN
+    ) -> Any | None:
         """Returns the newest tree, placed like `example`, or None if there is none.
+
+        `remedy` ends the message about one that cannot be read.
 
         A copy of the directory that broke off has the newest step in part and, not yet
         deleted, the one before: that one is restored then, and what is newer deleted.
@@ -115,7 +121,7 @@ class Checkpoints:
         reason = (str(first).strip() or type(first).__name__).splitlines()[0]
         raise ValueError(
             f"checkpoint {self.directory}, step {steps[0]}, is damaged or of another "
-            f"network ({reason}): delete that folder, and the same command makes it again"
+            f"network ({reason}): {remedy}"
         ) from first
 
     def finish(self, note: dict) -> None:
@@ -147,20 +153,18 @@ def write_json(path: Path, value: Any, *, everyone: bool = False) -> None:
     write_atomic(path, lambda file: file.write(text.encode()), everyone=everyone)
 
 
-def read_json(path: Path) -> Any | None:
+def read_json(path: Path, *, remedy: str = "delete it, and " + _AGAIN) -> Any | None:
     """Returns the JSON of a file, or None where there is none.
 
     Raises:
-      ValueError: for a file that is not JSON.
+      ValueError: for a file that is not JSON; its message ends with `remedy`.
     """
     if not path.exists():
         return None
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): delete it, and the same command makes it again"
-        ) from error
+        raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
 
 
 def write_atomic(path: Path, write, *, everyone: bool = False) -> None:

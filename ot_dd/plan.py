@@ -14,8 +14,8 @@ Needs the compiler: `pip install "ot-dd[plan]"`.
 The estimates assume: programs run at the compiler's cycles or at peak operations,
 whichever takes longer, and never wait for data; messages move at full link speed and
 hide behind nothing; the slice does one stage after another; compilation, checkpoints,
-the exact transport of the report and memory that other stages still hold are not
-counted.
+the exact transport of the report, the fine-tuning of the baseline `minimax` and memory
+that other stages still hold are not counted.
 """
 
 import os

@@ -88,6 +88,16 @@ FIELDS = [
     ({"student.optimiser": "lion"}, "must be one of adamw, adam, sgd"),
     ({"student.plan": "uniform"}, "must be one of sinkhorn, identity"),
     ({"student.temperature": 0.0}, "config.student.temperature is 0.0"),
+    (
+        {"autoencoder.model": "autoencoder_small",
+         "autoencoder.options": {"channels": (12, 24)}},
+        "config.autoencoder does not fit images (8, 8, 1) with latents (8, 8, 1): "
+        "8 groups do not divide 12 channels",
+    ),
+    (
+        {"autoencoder.model": "autoencoder_small", "autoencoder.options": {"channels": 8}},
+        "config.autoencoder does not fit",
+    ),
     ({"student.options": {"depth": 9}}, "config.student does not fit images"),
     ({"study.baselines": ("kmean",)}, "did you mean 'kmeans'"),
     ({"study.baselines": ("no_lia",)}, "config.study.baselines is 'no_lia': known are"),

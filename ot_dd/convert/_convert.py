@@ -30,7 +30,7 @@ def convert(
 
     Args:
       model: a name of `models.names()` that has public weights.
-      source: a `.safetensors`, `.npz`, `.pt` or `.pth` file; never executed.
+      source: what `open_tensors` reads; never executed.
       output: the directory to write; must not exist.
       progress: called with what is being done, how much is done and how much there is.
 
@@ -163,24 +163,32 @@ def _vit(model, found, entries):
 def _dit(model, found, entries):
     patch, _, channels, dim = found.get("patch_embed/kernel", (2, 2, 4, 1152))
     outputs = _last(found, "final/linear/bias", 2 * channels * patch**2)
-    _check_dit_size(model, dim, patch)
+    heads = _dit_heads(model, dim, patch)
     options = {
         "num_classes": found.get("y_embedder/embedding", (1001,))[0] - 1,
         "patch": patch,
         "dim": dim,
+        "heads": heads,
         "depth": entries.get("blocks", 28),
         "learn_sigma": outputs == 2 * channels * patch**2,
     }
     return options, (1, 32, 32, channels)
 
 
-def _check_dit_size(model, dim, patch):
-    """The number of heads is in the name alone: it must be the right one."""
-    dims = {models.create(f"dit_{s}_2", num_classes=1).dim: s for s in _DIT_SIZES}
-    parts = model.split("_")
-    size = dims.get(dim, parts[1] if len(parts) > 1 else None)
-    if len(parts) == 3 and parts[1:] != [size, str(patch)]:
+def _dit_heads(model, dim, patch):
+    """Returns the number of heads, which no tensor tells: the size does, or the name."""
+    sizes = {s: models.create(f"dit_{s}_2", num_classes=1) for s in _DIT_SIZES}
+    known = {module.dim: size for size, module in sizes.items()}
+    _, *named = model.split("_")
+    size = known.get(dim, named[0] if named else None)
+    if size is None:
+        raise ConversionError(
+            f"its width is {dim}, DiT's are {', '.join(map(str, known))}: how many heads "
+            "it has, the file does not tell"
+        )
+    if named and named != [size, str(patch)]:
         raise ConversionError(f"its sizes are those of dit_{size}_{patch}")
+    return sizes[size].heads
 
 
 def _autoencoder(model, found, entries):

@@ -1,4 +1,4 @@
-"""Tensor files as lazy mappings: safetensors, npz, and PyTorch's .pt and .pth."""
+"""Tensor files as lazy mappings: safetensors, npz, and PyTorch's .pt, .pth, .bin, .ckpt."""
 
 import argparse
 import contextlib

@@ -9,6 +9,7 @@ import difflib
 import functools
 import gzip
 import io
+import re
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -410,7 +411,7 @@ def _decode(encoded: _Encoded, image_size: int) -> np.ndarray:
             elif mode in ("RGB", "RGBA", "RGBX", "CMYK", "YCbCr"):
                 image = image.convert("RGB")
             else:
-                raise ValueError(f"{mode} pixels are not 8 bits a channel")
+                raise ValueError(f"{mode} pixels are not 8 bits of grey or RGB")
             return _fit(image, image_size)
     except (*damage, Image.DecompressionBombError) as error:
         raise ValueError(
@@ -531,18 +532,22 @@ def _read_idx(path: Path, ndim: int) -> np.ndarray:
 def _read_image_folder(root: Path) -> _Source:
     if not root.is_dir():
         raise FileNotFoundError(f"data.source: no directory {root} for image_folder")
-    provenance = f"image folder {root.resolve().name}"
+    name = root.resolve().name
+    _check_name(root.resolve())
+    provenance = f"image folder {name}"
     # A class may be called "train": the split folder is the one that holds folders.
     if not ((root / "train").is_dir() and _subfolders(root / "train")):
         classes, pool = _read_class_folders(root)
-        return _Source(root.name, pool, None, None, classes, provenance)
+        return _Source(name, pool, None, None, classes, provenance)
     classes, train = _read_class_folders(root / "train")
     splits = {}
     known = {"validation": ("val", "valid", "validation"), "test": ("test",)}
     for split, names in known.items():
         folder = next((root / n for n in names if (root / n).is_dir()), None)
         splits[split] = None
-        if folder is not None:
+        if folder is None:
+            _check_unread(root, split)
+        else:
             others, splits[split] = _read_class_folders(folder)
             if others != classes:
                 differ = sorted(set(others) ^ set(classes))
@@ -553,12 +558,37 @@ def _read_image_folder(root: Path) -> _Source:
     validation, test = splits["validation"], splits["test"]
     if test is None:
         validation, test = None, validation
-    return _Source(root.name, train, validation, test, classes, provenance)
+    return _Source(name, train, validation, test, classes, provenance)
 
 
-def _is_split(folder: Path, *names: str) -> bool:
+# How words begin that people have in the names of their splits.
+_CALLED = {"train": "train", "validation": "val|dev", "test": "test|eval"}
+
+
+def _is_split(folder: Path, *splits: str) -> bool:
     """Whether a folder is called like a split, and has folders as no class does."""
-    return folder.name.casefold().startswith(names) and bool(_subfolders(folder))
+    called = "|".join(_CALLED[split] for split in splits)
+    found = re.search(rf"(^|[^a-z])({called})", folder.name.casefold())
+    return bool(found and _subfolders(folder))
+
+
+def _check_unread(root: Path, split: str) -> None:
+    """Refuses a split that would be cut from the others while it lies there."""
+    unread = next((f for f in _subfolders(root) if _is_split(f, split)), None)
+    if unread is not None:
+        raise ValueError(
+            f"{root} has the folder {unread.name} beside train, which has folders in its "
+            "turn and would not be read: splits are called train, val and test; rename "
+            "it or move it away"
+        )
+
+
+def _check_name(folder: Path) -> None:
+    """Refuses a name that no report or data card could be written with."""
+    if folder.name.encode(errors="replace").decode() != folder.name:
+        raise ValueError(
+            f"data.source: the folder's name {folder.name!a} is not UTF-8: rename it"
+        )
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -587,7 +617,7 @@ def _read_class_folders(root: Path) -> tuple[tuple[str, ...], _Pool]:
             f"{root} has no class folders; image_folder wants {root}/<class>/*.png"
         )
     split = next((f for f in folders if _is_split(f, "train")), None)
-    if split and any(_is_split(f, "test", "val", "dev", "eval") for f in folders):
+    if split and any(_is_split(f, "validation", "test") for f in folders):
         raise ValueError(
             f"{root} has the folder {split.name}, which has folders in its turn: splits "
             "are called train, val and test; rename them"
@@ -599,6 +629,7 @@ def _read_class_folders(root: Path) -> tuple[tuple[str, ...], _Pool]:
         )
     images, labels = [], []
     for label, folder in enumerate(folders):
+        _check_name(folder)
         files = image_paths(folder)
         if not files:
             raise ValueError(

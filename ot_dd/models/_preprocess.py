@@ -31,7 +31,8 @@ class Preprocess(NamedTuple):
           images: uint8 `[b, h, w, 3]`, or a sequence of `[h, w, 3]` of several sizes.
 
         Raises:
-          ValueError: for images that are not uint8 with three channels.
+          ValueError: for images that are not uint8 with three channels, or smaller
+            than the crop.
         """
         cropped = []
         for image in images:
@@ -63,5 +64,10 @@ class Preprocess(NamedTuple):
     def _crop(self, image):
         if self.crop is None:
             return image
+        if min(image.shape[:2]) < self.crop:
+            raise ValueError(
+                f"images of {image.shape[0]}x{image.shape[1]} pixels are smaller than the "
+                f"crop of {self.crop}, and are not resized"
+            )
         top, left = (round((side - self.crop) / 2) for side in image.shape[:2])
         return image[top : top + self.crop, left : left + self.crop]

@@ -14,6 +14,8 @@ from ot_dd.models._preprocess import Preprocess
 from ot_dd.models._registry import create
 from ot_dd.models.dit import DiT
 
+_REMEDY = "convert the weights again"
+
 
 class Loaded(NamedTuple):
     """A network with its weights.
@@ -79,15 +81,13 @@ def save(directory: Path, variables: Any, note: dict) -> None:
 
 
 def _read_note(directory: Path) -> dict:
-    note = read_json(Path(directory) / "model.json")
+    note = read_json(Path(directory) / "model.json", remedy=_REMEDY)
     if note is None:
         raise FileNotFoundError(
             f"{directory} has no model.json: make it with python -m ot_dd.convert"
         )
     if not isinstance(note, dict) or not {"model", "options", "inputs"} <= set(note):
-        raise ValueError(
-            f"{directory}/model.json is damaged: convert the weights again"
-        )
+        raise ValueError(f"{directory}/model.json is damaged: {_REMEDY}")
     return note
 
 
@@ -117,6 +117,7 @@ def load(directory: Path, *, dtype: Any = jnp.float32) -> Loaded:
 
     Raises:
       FileNotFoundError: when the directory is no converted model.
+      ValueError: when its note or its arrays are damaged.
     """
     directory = Path(directory)
     note = _read_note(directory)
@@ -127,7 +128,7 @@ def load(directory: Path, *, dtype: Any = jnp.float32) -> Loaded:
     )
     checkpoints = Checkpoints(directory)
     try:
-        variables = checkpoints.restore(abstract)
+        variables = checkpoints.restore(abstract, remedy=_REMEDY)
     finally:
         checkpoints.close()
     if variables is None:

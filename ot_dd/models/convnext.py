@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from ot_dd.models import layers
 
@@ -16,7 +17,8 @@ class _Block(nn.Module):
         y = nn.LayerNorm(epsilon=1e-6, name="norm")(y)
         y = layers.Mlp(name="mlp")(y)
         init = nn.initializers.constant(1e-6)
-        return x + self.param("layer_scale", init, (c,)).astype(y.dtype) * y
+        scale = self.param("layer_scale", init, (c,), jnp.float32)
+        return x + scale.astype(y.dtype) * y
 
 
 class ConvNeXt(nn.Module):

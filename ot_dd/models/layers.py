@@ -262,14 +262,15 @@ class Conv(nn.Module):
         """Convolves `[b, h, w, c]` into `[b, oh, ow, features]`."""
         c = x.shape[-1]
         shape = (*self.kernel_size, c // self.groups, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         x, kernel = nn.dtypes.promote_dtype(x, kernel)
         depthwise = self.groups == c == self.features
         on_cpu = platform.backend() == "cpu" and (self.groups == 1 or depthwise)
         convolve = conv_on_cpu if on_cpu else conv_by_xla
         y = convolve(x, kernel, strides=self.strides, padding=self.padding)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            zeros = nn.initializers.zeros
+            bias = self.param("bias", zeros, (self.features,), jnp.float32)
             y = y + bias.astype(y.dtype)
         return y
 
@@ -298,8 +299,10 @@ class GroupNorm(nn.Module):
                 "instance norm of a 1x1 feature map is constant: the images are too "
                 "small for this depth. Use norm='batch', stem='cifar' or larger images."
             )
-        scale = self.param("scale", nn.initializers.ones, (c,))
-        bias = self.param("bias", nn.initializers.zeros, (c,))
+        if c % (self.groups or 1):
+            raise ValueError(f"{self.groups} groups do not divide {c} channels")
+        scale = self.param("scale", nn.initializers.ones, (c,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
         y = x.astype(jnp.float32)
         mean = y.mean((1, 2), keepdims=True)
         square = jnp.square(y).mean((1, 2), keepdims=True)
@@ -465,8 +468,8 @@ class PatchEmbed(nn.Module):
             1.0, "fan_avg", "uniform", in_axis=(0, 1, 2), out_axis=3
         )
         shape = (p, p, c, self.dim)
-        kernel = self.param("kernel", init, shape).reshape(-1, self.dim)
-        bias = self.param("bias", nn.initializers.zeros, (self.dim,))
+        kernel = self.param("kernel", init, shape, jnp.float32).reshape(-1, self.dim)
+        bias = self.param("bias", nn.initializers.zeros, (self.dim,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(space_to_depth(x, p), kernel, bias)
         return x @ kernel + bias
 

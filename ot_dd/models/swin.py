@@ -58,7 +58,7 @@ class _WindowAttention(nn.Module):
         q, k, v = (qkv[:, :, :, i] for i in range(3))  # [b, windows, n, heads, d]
         init = nn.initializers.truncated_normal(0.02)
         shape = ((2 * window - 1) ** 2, self.heads)
-        table = self.param("relative_position_bias", init, shape)
+        table = self.param("relative_position_bias", init, shape, jnp.float32)
         bias = table[relative_positions(window)].transpose(2, 0, 1)  # [heads, n, n]
         bias = bias[None] + _shift_mask(*sides, window, shift)[:, None]
         scores = jnp.einsum("bwqhd,bwkhd->bwhqk", q, k) * (c // self.heads) ** -0.5

@@ -41,11 +41,13 @@ class ViT(nn.Module):
         del train  # Neither batch norm nor dropout.
         x = layers.PatchEmbed(self.patch, self.dim, name="patch_embed")(x)
         x = x.reshape(x.shape[0], -1, self.dim)
-        token = self.param("class_token", nn.initializers.zeros, (1, 1, self.dim))
+        shape = 1, 1, self.dim
+        token = self.param("class_token", nn.initializers.zeros, shape, jnp.float32)
         token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.dim))
         x = jnp.concatenate([token, x], 1)
         init = nn.initializers.normal(0.02)
-        x = x + self.param("positions", init, (1, *x.shape[1:])).astype(x.dtype)
+        shape = 1, *x.shape[1:]
+        x = x + self.param("positions", init, shape, jnp.float32).astype(x.dtype)
         x, _ = layers.scan_blocks(_Block, self.depth)(self.heads, name="blocks")(x)
         x = nn.LayerNorm(epsilon=1e-6, name="norm")(x)[:, 0]
         logits = nn.Dense(self.num_classes, name="fc")(x)

@@ -19,7 +19,7 @@ from ot_dd.config import options
 from ot_dd.data import Stream
 from ot_dd.parallel import place, worth_dividing
 from ot_dd.stages import networks, prepare, refine, relabel, sample, study, train
-from ot_dd.stages.vocabulary import CHANGES
+from ot_dd.stages.vocabulary import CHANGES, D4M_STRENGTH
 from ot_dd.training import trace_steps
 from ot_dd.training.students import trace_student
 
@@ -230,8 +230,10 @@ def _sampling(config, sizes, pod, made) -> Iterator[Program]:
     names = study.sets_of(config)
     sets = config.study.num_sets
     guided = sum(name in ("ot_dd", "igd") or _is_resampled(name) for name in names)
-    # D4M goes through 0.7 of the steps.
-    plain = sum({"diffusion": 1.0, "minimax": 1.0, "d4m": 0.7}.get(n, 0) for n in names)
+    # D4M goes through a share of the steps; DDOQ's images are D4M's.
+    shares = {"diffusion": 1.0, "minimax": 1.0, "d4m": D4M_STRENGTH}
+    sampled = {"d4m" if name == "quantised" else name for name in names}
+    plain = [shares[name] for name in sampled if name in shares]
     batch = sample.class_batch(config, sizes.classes, pod.mesh)
     batches = -(-sizes.classes // batch)
     latents = _column((sizes.classes * config.ipc, *made.latent_shape), np.float32)
@@ -255,11 +257,11 @@ def _sampling(config, sizes, pod, made) -> Iterator[Program]:
     if plain:
         yield Program(
             "sample", "plain sampling", chain(sample.make_terms(config, ())),
-            batches * plain * sets, pod.mesh.size, 0, "sampler.class_batch",
+            batches * sum(plain) * sets, pod.mesh.size, 0, "sampler.class_batch",
         )  # fmt: skip
     yield _parts(
         "sample", "decode latents", prepare.decode, made.autoencoder, latents, pod,
-        (guided + plain) * sets, 1, "autoencoder.options.slices",
+        (guided + len(plain)) * sets, 1, "autoencoder.options.slices",
     )  # fmt: skip
 
 
@@ -335,8 +337,8 @@ def _refinement(config, sizes, pod, made) -> Program:
         )
 
     names = study.sets_of(config)
-    refined = sum(name in CHANGES or name == "ot_dd" for name in names)
-    refined -= "no_refine" in names
+    own = [name for name in names if name in CHANGES or name == "ot_dd"]
+    refined = sum(CHANGES.get(name, {}).get("refine.steps") != 0 for name in own)
     runs = settings.steps / min(25, settings.steps)
     return Program(
         "refine", f"refine {settings.optimise}", traced,

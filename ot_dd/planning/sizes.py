@@ -32,9 +32,9 @@ def sizes_of(config, images: int = 0, test: int = 0, classes: int = 0) -> Sizes:
     images, test, classes = (a or b for a, b in zip((images, test, classes), known))
     side = config.data.image_size
     if images and test and classes and side:
+        if config.data.max_per_class:  # Of which validation is cut.
+            images = min(images, classes * config.data.max_per_class)
         kept = math.floor(images * (1 - config.data.validation_fraction))
-        if config.data.max_per_class:
-            kept = min(kept, classes * config.data.max_per_class)
         return Sizes(kept, test, classes, (side, side, 3))
     fields = {k: v for k, v in options(config.data).items() if k != "augment"}
     try:

@@ -113,7 +113,7 @@ def load_distilled(directory: Path) -> tuple[np.ndarray, np.ndarray, dict]:
       ValueError: when its files disagree with `dataset.json`.
     """
     directory = Path(directory)
-    description = read_json(directory / "dataset.json")
+    description = read_json(directory / "dataset.json", remedy="distil again")
     if description is None:
         raise FileNotFoundError(f"{directory} has no dataset.json: not a distilled set")
     if not _is_description(description):

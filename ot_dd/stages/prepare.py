@@ -267,7 +267,7 @@ def check_shapes(config, shape: tuple[int, ...], num_classes: int) -> None:
         jax.eval_shape(lambda z: module.init(key, z, row, row.astype(int)), latent)
     except ConfigError:
         raise
-    except (ValueError, ZeroDivisionError, FlaxError) as error:
+    except (ValueError, TypeError, ZeroDivisionError, FlaxError) as error:
         raise ConfigError(
             f"config.{part} does not fit images {shape} with latents "
             f"{latent.shape[1:]}: {error}"

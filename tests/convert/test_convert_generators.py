@@ -78,12 +78,12 @@ def official_names(state):
 
 @pytest.mark.parametrize("layout", ["diffusers", "dit"])
 @pytest.mark.parametrize(
-    ("heads", "head_dim", "depth"), [(6, 64, 2), (16, 72, 1)], ids=["s", "xl_block"]
+    ("name", "heads", "head_dim", "depth"),
+    [("dit", 6, 64, 2), ("dit_s_2", 6, 64, 2), ("dit_xl_2", 16, 72, 1)],
 )
-def test_dit(layout, heads, head_dim, depth, tmp_path):
+def test_dit(layout, name, heads, head_dim, depth, tmp_path):
     peer = make_dit(heads, head_dim, depth)
     state = peer.state_dict()
-    name = {6: "dit_s_2", 16: "dit_xl_2"}[heads]
     loaded = load(
         tmp_path, name, state if layout == "diffusers" else official_names(state)
     )

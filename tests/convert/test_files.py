@@ -388,3 +388,9 @@ def test_memory_is_the_file_and_one_tensor(tmp_path):
         capture_output=True, text=True, check=True, timeout=300,
     )  # fmt: skip
     assert int(done.stdout.split()[-1]) <= sum(sizes) + max(sizes)
+
+
+def test_a_crop_larger_than_the_image_is_refused():
+    whole = models.Preprocess(None, 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(ValueError, match="9x6 pixels are smaller than the crop of 8"):
+        whole(np.zeros((1, 9, 6, 3), np.uint8))

@@ -130,3 +130,14 @@ def test_a_dit_of_another_size_is_named():
     for name in ("dit_s_2", "dit_xl_8"):
         with pytest.raises(_engine.ConversionError, match="those of dit_xl_2"):
             _convert._sizes(name, layout, file)
+
+
+def test_a_dit_without_a_size_in_its_name_has_the_heads_of_its_width():
+    layout = layouts_of("dit")[0]
+    for size, heads in (("s", 6), ("b", 12), ("l", 16), ("xl", 16)):
+        dim = models.create(f"dit_{size}_2", num_classes=1).dim
+        file = TensorFile({"x_embedder.proj.weight": (dim, 4, 2, 2)}, unreadable)
+        assert _convert._sizes("dit", layout, file)[0]["heads"] == heads
+    file = TensorFile({"x_embedder.proj.weight": (512, 4, 2, 2)}, unreadable)
+    with pytest.raises(_engine.ConversionError, match="its width is 512"):
+        _convert._sizes("dit", layout, file)

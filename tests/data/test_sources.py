@@ -1,6 +1,7 @@
 """Sources on small files made here: splits, decoding, and what errors say."""
 
 import gzip
+import os
 import struct
 import subprocess
 import sys
@@ -300,6 +301,30 @@ def test_splits_of_other_names_are_no_classes(tmp_path):
     _class_folders(tmp_path / "Training")
     _class_folders(tmp_path / "Testing")
     with pytest.raises(ValueError, match="Training, which has folders in its turn"):
+        data.load(f"image_folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("other", ["Test", "testing", "my-eval", "Val", "dev"])
+def test_a_split_that_would_not_be_read_is_named(tmp_path, other):
+    _class_folders(tmp_path / "train")
+    (tmp_path / other).mkdir()  # Without folders it is no split.
+    assert data.load(f"image_folder:{tmp_path}").train.images.shape[1:3] == (8, 8)
+    _class_folders(tmp_path / other)
+    with pytest.raises(ValueError, match=f"the folder {other} beside train"):
+        data.load(f"image_folder:{tmp_path}")
+
+
+def test_splits_with_folders_of_their_own_name_are_no_classes(tmp_path):
+    for split in ("seg_train", "seg_test"):
+        _class_folders(tmp_path / split / split)
+    with pytest.raises(ValueError, match="the folder seg_train, which has folders"):
+        data.load(f"image_folder:{tmp_path}")
+
+
+def test_a_folder_whose_name_is_not_utf8_is_refused(tmp_path):
+    _class_folders(tmp_path)
+    (tmp_path / os.fsdecode(b"caf\xe9")).mkdir()
+    with pytest.raises(ValueError, match=r"'caf\\udce9' is not UTF-8: rename it"):
         data.load(f"image_folder:{tmp_path}")
 
 

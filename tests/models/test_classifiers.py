@@ -62,6 +62,24 @@ def test_logits_and_features(name, options, size):
     assert not np.allclose(other[1], logits[1], rtol=1e-3, atol=0)
 
 
+GENERATORS = [
+    ("autoencoder_kl", {"channels": (8, 16), "groups": 4, "blocks": 1}, 16),
+    ("autoencoder_small", {"channels": (8, 16), "groups": 4}, 16),
+    ("dit", {"num_classes": 3, "dim": 16, "depth": 2, "heads": 2}, 16),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "size"), SMALL + GENERATORS)
+def test_everything_is_float32_with_x64_too(name, options, size):
+    with jax.enable_x64(True):
+        module = models.create(name, **{"num_classes": 5, **options})
+        x = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+        rows = () if name != "dit" else (jnp.zeros(2, jnp.float32), jnp.zeros(2, int))
+        key = jax.random.key(0)
+        made = jax.eval_shape(lambda x: module.init_with_output(key, x, *rows), x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype("float32")}
+
+
 @pytest.mark.parametrize("name", ["resnet10", "convnet3"])
 def test_batch_norm_updates_only_when_training(name):
     module = models.create(name, num_classes=3, norm="batch", **_tiny(name))
@@ -113,6 +131,7 @@ def test_parameter_counts(name, total):
         ("convnet6", {"width": 4}, 32, "too small|feature map"),
         ("resnet_ap10", {"stem": "cifar", "width": 4}, 8, "1x1 feature map"),
         ("resnet18", {"stem": "tiny"}, 32, "stem='tiny'"),
+        ("autoencoder_small", {"channels": (12, 24)}, 16, "8 groups do not divide 12"),
         ("vit", {"patch": 5, "dim": 8, "depth": 1, "heads": 2}, 16, "patch=5"),
         ("vit", {"patch": 4, "dim": 8, "depth": 1, "heads": 3}, 16, "heads=3"),
     ],

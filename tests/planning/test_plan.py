@@ -108,6 +108,8 @@ def test_sizes_are_known_given_or_read():
     config = config_of("imagenet1k")
     assert sizes_of(config)[:3] == (1_153_050, 50_000, 1000)
     assert sizes_of(config, images=1000, classes=7)[:3] == (900, 50_000, 7)
+    config.data.max_per_class = 100
+    assert sizes_of(config, images=5000, classes=7)[0] == 630
     assert sizes_of(config_of("digits"))[1:] == (719, 10, (8, 8, 1))
     config = config_of("cifar100")
     config.name = "own"
@@ -132,6 +134,26 @@ def test_programs_are_the_runs_own_and_count_their_runs():
     # Shapes alone: every program traces without data or weights.
     for program in found.values():
         assert program.trace().jaxpr.eqns, program.name
+
+
+def test_runs_of_baselines_and_ablations():
+    config = config_of("digits")
+    config.study.num_sets = 1
+
+    def runs(baselines, ablations):
+        config.study.baselines, config.study.ablations = baselines, ablations
+        found = programs(config, sizes_of(config), here())
+        return {p.name: p.runs for p in found if p.stage in ("sample", "refine")}
+
+    alone = runs(("random",), ())
+    # D4M goes through 0.7 of the steps; DDOQ's images are the same.
+    for names in (("d4m",), ("quantised",), ("d4m", "quantised")):
+        found = runs(names, ())
+        assert found["plain sampling"] == 0.7 * alone["guided sampling"]
+        assert found["decode latents"] == 2 * alone["decode latents"]
+    found = runs(("random",), ("no_refine", "early_no_refine", "mean_matching"))
+    assert found["guided sampling"] == 2 * alone["guided sampling"]
+    assert found["refine latents"] == 2 * alone["refine latents"]
 
 
 def test_labels_of_every_view_of_imagenet_are_too_many_to_store():

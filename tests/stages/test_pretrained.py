@@ -1,6 +1,7 @@
 """A run on converted weights: autoencoder, DiT and teacher are loaded, not trained."""
 
 import json
+import shutil
 from importlib import resources
 
 import jax
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from configs import imagenette, imagewoof
-from ot_dd import convert
+from ot_dd import convert, models
 from ot_dd.config import ConfigError
 from ot_dd.distill import run
 from ot_dd.stages import pretrained
@@ -67,6 +68,22 @@ def test_runs_on_converted_weights(weights, tmp_path):
     used = {w["model"]: w for w in dataset["provenance"]["weights"]}
     assert set(used) == {"autoencoder_kl", "dit_s_2", "resnet18"}
     assert "CC-BY-NC" in used["dit_s_2"]["licence"] and used["resnet18"]["sha256"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("part", ["model.json", "arrays"])
+def test_damaged_weights_are_to_be_converted_again(weights, tmp_path, part):
+    copy = tmp_path / "copy"
+    shutil.copytree(weights / "dit_s_2", copy)
+    files = [path for path in copy.rglob("*") if path.is_file()]
+    path = (
+        copy / part
+        if part == "model.json"
+        else max(files, key=lambda p: p.stat().st_size)
+    )
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"is damaged .*: convert the weights again$"):
+        models.load(copy)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 1.0])
