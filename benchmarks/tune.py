@@ -35,7 +35,11 @@ _TRIALS = flags.DEFINE_multi_string("trial", [], "A set's name and field=value p
 _LABELS = flags.DEFINE_list("labels", ["hard"], "hard, soft or both.")
 _SETS = flags.DEFINE_integer("sets", 2, "Sets of each trial.")
 _STUDENTS = flags.DEFINE_integer("students", 2, "Students of each set.")
-_JSON = flags.DEFINE_string("json", "", "Appends each trial's result to this file.")
+_JSON = flags.DEFINE_string(
+    "json",
+    "",
+    "Writes each trial's result into this file, in place of one of the same words.",
+)
 
 
 def changed(config, trial: str):

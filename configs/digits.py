@@ -44,6 +44,7 @@ def get_config(arg=None):
     config.surrogate.options = dict(width=32, depth=2)
     config.study.baselines = ("random", "kmeans", "diffusion", "igd")
     config.student.steps, config.student.batch_size, config.lia.views = 200, 50, 25
+    config.student.evaluations = 2
     config.refine.learning_rate, config.refine.steps = 0.02, 120
     config.student.options = dict(width=32, depth=2)
     config.refine.depth = 2

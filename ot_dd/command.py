@@ -59,8 +59,13 @@ def _refuse(error):
         " ".join(text.replace("\\n", " ").split()).replace("\\", "").replace("''", "'")
     )
     field = re.match(r"\W*(\w+)\W+(Did you mean .*?\?)", text)
+    alone = isinstance(error, KeyError) and re.fullmatch(r"\W*(\w+)\W*", text)
     if field:
         text = f"the config has no field {field[1]!r}. {field[2]}"
+    elif alone:
+        text = f"the config has no field {alone[1]!r}"
+        if any(f".options.{alone[1]}=" in argument for argument in sys.argv):
+            text += ": options that a config file does not name are added there"
     print(f"error: {text}", file=sys.stderr)
     sys.exit(2)
 

@@ -69,14 +69,16 @@ def _judge():
     from ot_dd.stages._summary import METHOD, as_json, find_reference
     from ot_dd.stages.evaluation import evaluate, parse_sets
     from ot_dd.stages.report import print_table, summarise
+    from ot_dd.stages.vocabulary import VARIANTS
 
     config = _CONFIG.value
     judged = [name for name, _, _ in parse_sets(_DISTILLED.value, ())]
-    judged += _BASELINES.value
+    # Of the variants' students the images are ot_dd's.
+    judged += [name for name in _BASELINES.value if name not in VARIANTS]
     if _REFERENCE.value and _REFERENCE.value not in judged:
         raise ConfigError(
             f"--reference is {_REFERENCE.value!r}{nearest(_REFERENCE.value, judged)}; "
-            f"judged are {', '.join(judged)}"
+            f"sets that are judged are {', '.join(judged)}"
         )
     found = evaluate(
         config,

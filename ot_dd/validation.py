@@ -2,6 +2,8 @@
 
 import math
 
+from ml_collections import ConfigDict
+
 from ot_dd import diffusion, models
 from ot_dd.config import ConfigError, nearest
 from ot_dd.data.augment import AugmentConfig, check
@@ -79,7 +81,7 @@ _ABOVE_ZERO = (
     "data.validation_fraction",
     *(f"{part}.learning_rate" for part in (*_TRAINED, "surrogate", "refine", "student")),
     "guidance.transport.epsilon", "refine.epsilon", "student.epsilon",
-    "student.temperature", "student.kl_temperature",
+    "student.temperature", "student.kl_temperature", "student.zeta",
 )  # fmt: skip
 _BELOW_ONE = (
     *(f"{part}.ema" for part in (*_TRAINED, "student")),
@@ -109,12 +111,24 @@ def validate(config) -> None:
     for field in _BELOW_ONE:
         value = _get(config, field)
         _need(0 <= value < 1, field, value, "must be from 0 to below 1")
+    _check_finite(config)
+    want = "must be below 2**32"
+    _need(config.seed < 2**32, "seed", config.seed, want)
     _check_names(config)
     _check_views(config)
     _check_sampling(config)
     _check_refine(config)
     _check_labels(config)
     _check_lengths(config)
+
+
+def _check_finite(config, path=()):
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            _check_finite(value, (*path, name))
+        elif isinstance(value, float):
+            field = ".".join((*path, name))
+            _need(math.isfinite(value), field, value, "must be a finite number")
 
 
 def _check_names(config):
@@ -243,8 +257,12 @@ def _check_lengths(config):
     want = f"must be at most surrogate.steps={surrogate.steps}"
     _need(fits, "surrogate.epochs", surrogate.epochs, want)
     decays = tuple(student.decays)
-    pairs = all(isinstance(pair, tuple) and len(pair) == 2 for pair in decays)
-    _need(pairs, "student.decays", decays, "needs (share of the run, factor) pairs")
+    pairs = all(
+        isinstance(pair, tuple) and len(pair) == 2 and 0 < pair[0] < 1
+        for pair in decays
+    )
+    want = "needs (share of the run, factor) pairs with shares between 0 and 1"
+    _need(pairs, "student.decays", decays, want)
 
 
 def _need(condition, field, found, want):

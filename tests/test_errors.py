@@ -88,6 +88,12 @@ FIELDS = [
     ({"student.optimiser": "lion"}, "must be one of adamw, adam, sgd"),
     ({"student.plan": "uniform"}, "must be one of sinkhorn, identity"),
     ({"student.temperature": 0.0}, "config.student.temperature is 0.0"),
+    ({"student.zeta": 0.0}, "config.student.zeta is 0.0: must be above 0"),
+    ({"student.decays": ((1.5, 0.1),)}, "config.student.decays is ((1.5, 0.1),): needs"),
+    ({"surrogate.similarity_threshold": float("nan")},
+     "config.surrogate.similarity_threshold is nan: must be a finite number"),
+    ({"seed": 2**32}, "config.seed is 4294967296: must be below 2**32"),
+    ({"student.options": {"width": 3.5}}, "config.student does not fit images"),
     (
         {"autoencoder.model": "autoencoder_small",
          "autoencoder.options": {"channels": (12, 24)}},
@@ -341,7 +347,12 @@ def distill(*flags, **options):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--config.ipcc=3"], "ipcc"),
+        (["--config.ipcc=3"], "the config has no field 'ipcc'. Did you mean"),
+        (["--config.foo=3"], "error: the config has no field 'foo'\n"),
+        (
+            ["--config.student.options.norm=batch"],
+            "no field 'norm': options that a config file does not name are added there",
+        ),
         (["--config.ipc=ten"], "ipc"),
         (["--config=configs/digits.py:debgu"], "did you mean 'debug'"),
         (["--config=configs/nowhere.py"], "nowhere.py"),

@@ -32,7 +32,7 @@ def kmeans_rows(
     """
     chosen = []
     for rows, points in _by_class(features, labels):
-        clusters = KMeans(ipc, n_init=1, random_state=seed).fit(points)
+        clusters = KMeans(ipc, n_init=1, random_state=seed % 2**32).fit(points)
         distances = clusters.transform(points)
         picked: list[int] = []
         for column in distances.T:  # a row serves one centroid only
@@ -63,7 +63,7 @@ def quantise(
     """
     centroids, weights = [], []
     for _, points in _by_class(features, labels):
-        clusters = KMeans(ipc, n_init=1, random_state=seed).fit(points)
+        clusters = KMeans(ipc, n_init=1, random_state=seed % 2**32).fit(points)
         centroids.append(clusters.cluster_centers_)
         counts = np.bincount(clusters.labels_, minlength=ipc)
         weights.append(counts / counts.mean())

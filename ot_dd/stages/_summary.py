@@ -219,8 +219,9 @@ def share_seeds(first: str, second: str) -> bool:
     """Tells whether sets of two names are alike but for what their names say.
 
     The method and its ablations draw the same noise and the same real images for one set
-    seed, so they are compared pair by pair. Those of a baseline have the number in common
-    and nothing else.
+    seed, so they are compared pair by pair. A baseline is not: those that are sampled
+    begin from the same noise, but end elsewhere, and the others share nothing. Intervals
+    that leave out what two sets share are too wide, if anything.
     """
     own = (METHOD, *CHANGES, *VARIANTS)
     return first == second or (first in own and second in own)

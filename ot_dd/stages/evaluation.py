@@ -9,14 +9,19 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from flax.errors import FlaxError
 
 from ot_dd import models
 from ot_dd.config import ConfigError, nearest, to_dict
 from ot_dd.parallel import data_mesh, side_by_side
 from ot_dd.stages import vocabulary
 from ot_dd.stages.folders import read_image_set
-from ot_dd.stages.prepare import load_data, prepare, prepare_teachers
+from ot_dd.stages.prepare import (
+    MISFITS,
+    check_ipc,
+    load_data,
+    prepare,
+    prepare_teachers,
+)
 from ot_dd.stages.relabel import relabel, teachers_for
 from ot_dd.stages.results import command, versions
 from ot_dd.stages.sets import make_sets
@@ -148,6 +153,10 @@ def evaluate(
         work.metrics.say(f"  {name}, {folder}: {note}")
         image_sets.append(image_set)
     ipcs = sorted({made.images.shape[1] for made in image_sets}) or [config.ipc]
+    if baselines:  # As many images as the folders have.
+        check_ipc(
+            ipcs[-1], dataset, "the images per class of a folder, and of baselines,"
+        )
     if set(baselines) <= set(vocabulary.WITHOUT_GENERATOR):
         count = max(_teachers(config, chosen, ipc) for ipc in ipcs)
         if set(baselines) - {"random"}:
@@ -155,7 +164,7 @@ def evaluate(
         prepared = prepare_teachers(config, work, count, loaded)
     else:
         prepared = prepare(config, work, loaded)
-    for ipc in ipcs if baselines else ():  # As many images as the folders have.
+    for ipc in ipcs if baselines else ():
         sized = config.copy_and_resolve_references()
         sized.ipc = ipc
         made = make_sets(sized, work, prepared, baselines, sets, data_mesh())
@@ -213,14 +222,14 @@ def evaluate(
 
 def _check_students(students, dataset):
     """Builds every student on the data's shape, so that none fails after hours."""
-    names = models.names()
+    names = models.names("classifier")
     shape = dataset.train.images.shape[1:]
     image = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
     for text in students:
         name, options = parse_student(text)
         if name not in names:
             raise ConfigError(
-                f"--students names {name!r}, which is no registered model"
+                f"--students names {name!r}, which is no registered classifier"
                 f"{nearest(name, names)}; the registry has {', '.join(names)}"
             )
         try:
@@ -230,7 +239,7 @@ def _check_students(students, dataset):
             jax.eval_shape(
                 lambda x, m=module: m.init(jax.random.key(0), x, train=True), image
             )
-        except (TypeError, ValueError, FlaxError) as error:
+        except MISFITS as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(
                 f"--students has {text!r}, which does not fit images of {shape}: {reason}"

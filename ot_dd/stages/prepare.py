@@ -137,7 +137,8 @@ def load_data(config):
     dataset = data.load(
         config.data.source, **_without(config.data, "source", "augment")
     )
-    _check_sizes(config, dataset)
+    check_ipc(config.ipc, dataset)
+    _check_splits(config, dataset)
     images, labels = dataset.train
     is_stored = isinstance(images, Stored)
     key = fingerprint(
@@ -186,16 +187,32 @@ def _latents(workdir, autoencoder, images, name):
 
 
 def _without(config, *names):
-    return {key: value for key, value in options(config).items() if key not in names}
+    """Returns fields as a dictionary; options that change no result are never in it."""
+    kept = {key: value for key, value in options(config).items() if key not in names}
+    if "options" in kept:
+        kept["options"] = {
+            key: value
+            for key, value in options(kept["options"]).items()
+            if key not in ("remat", "slices")
+        }
+    return kept
 
 
-def _check_sizes(config, dataset):
+def check_ipc(ipc: int, dataset, field: str = "config.ipc") -> None:
+    """Refuses more images per class than the smallest class has.
+
+    Raises:
+      ValueError: which begins with `field`.
+    """
     smallest = int(np.bincount(dataset.train.labels).min())
-    if config.ipc > smallest:
+    if ipc > smallest:
         raise ValueError(
-            f"config.ipc is {config.ipc}, but the smallest class of {dataset.name} has "
+            f"{field} is {ipc}, but the smallest class of {dataset.name} has "
             f"{smallest} training images: choose at most that many"
         )
+
+
+def _check_splits(config, dataset):
     if not len(dataset.validation.labels):
         raise ValueError(
             f"{dataset.name} has no validation image, which teachers are judged on: "
@@ -209,6 +226,10 @@ def _check_sizes(config, dataset):
             f"{dataset.name} has no test image of {np.array(names)[tested == 0].tolist()}, "
             "to compare distilled images with: add some, or leave these classes out"
         )
+
+
+# What networks raise that cannot be built on an image.
+MISFITS = (ValueError, TypeError, ZeroDivisionError, FlaxError)
 
 
 def check_shapes(config, shape: tuple[int, ...], num_classes: int) -> None:
@@ -267,7 +288,7 @@ def check_shapes(config, shape: tuple[int, ...], num_classes: int) -> None:
         jax.eval_shape(lambda z: module.init(key, z, row, row.astype(int)), latent)
     except ConfigError:
         raise
-    except (ValueError, TypeError, ZeroDivisionError, FlaxError) as error:
+    except MISFITS as error:
         raise ConfigError(
             f"config.{part} does not fit images {shape} with latents "
             f"{latent.shape[1:]}: {error}"
@@ -419,8 +440,9 @@ def _classifier(config, workdir, dataset, train, name, data_key):
             key,
         )
     key = fingerprint(
-        data_key, name, extra, _without(settings, "models", "options", "weights")
-    )
+        data_key, name, extra,
+        _without(settings, "models", "options", "weights", "save_every"),
+    )  # fmt: skip
     network = networks.classifier(config, name, train[0].shape[1:], num_classes)
 
     def note(state):
@@ -456,7 +478,7 @@ def _autoencoder(config, workdir, dataset, train, critics, data_key):
         made, note, key = pretrained.autoencoder(settings, module)
         made = made.replace(image_shape=shape, padding=padding)
         return made, note, fingerprint(key, data_key)
-    recipe = _without(settings, "weights", "latent_scale")
+    recipe = _without(settings, "weights", "latent_scale", "save_every")
     key = fingerprint(data_key, [key for _, _, key in critics], recipe)
     critics = tuple(critic for critic, _, _ in critics)
     network = networks.autoencoder(config, shape)
@@ -527,6 +549,7 @@ def _denoiser(config, workdir, latents, labels, upstream):
         return made, note, fingerprint(key, upstream, scales)
     later = (
         "guidance_scale", "plain_guidance_scale", "cfg_channels", "weights", "class_ids",
+        "save_every",
     )  # fmt: skip
     key = fingerprint(upstream, _without(settings, *later))
     network = networks.denoiser(config, latents.shape[1:], num_classes)
@@ -543,22 +566,23 @@ def _surrogate(config, workdir, train, data_key):
     """Trains the surrogate and keeps epochs whose class gradients turned (IGD)."""
     settings = config.surrogate
     num_classes = int(train[1].max()) + 1
-    key = fingerprint(data_key, settings)
+    selection = "gradient_images", "checkpoints", "similarity_threshold"
+    key = fingerprint(data_key, _without(settings, *selection, "save_every"))
     network = networks.surrogate(config, train[0].shape[1:], num_classes)
     loss_fn = networks.surrogate_loss(network.module)
-
-    def note(state):
-        kept = _select(loss_fn, state.model_state, train, num_classes, settings)
-        return {"epochs": settings.epochs, "kept": kept}
-
     state, finished = train_network(
         "surrogate", key, settings, workdir, _fresh(network, config), network.step_fn,
-        streamed(train, settings.batch_size, config.seed + 4), config.seed + 4, note,
-        config.parallel.strategy,
+        streamed(train, settings.batch_size, config.seed + 4), config.seed + 4,
+        lambda state: {"epochs": settings.epochs}, config.parallel.strategy,
     )  # fmt: skip
-    kept = jnp.asarray(finished["kept"])
+    key = fingerprint(key, *(settings[name] for name in selection))
+
+    def selected():
+        return _select(loss_fn, state.model_state, train, num_classes, settings)
+
+    finished |= {"kept": workdir.json(f"surrogate-epochs-{key}", selected)}
     every = network.artifact(state)
-    chosen = jax.tree.map(lambda t: t[kept], every.params)
+    chosen = jax.tree.map(lambda t: t[jnp.asarray(finished["kept"])], every.params)
     return every.replace(params=chosen), every, finished, key
 
 

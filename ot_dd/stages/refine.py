@@ -55,7 +55,8 @@ def refine(
     name = name or start.name
     if not settings.steps:
         return start._replace(name=name)
-    key = fingerprint(start.key, settings, config.data.augment, config.seed)
+    fields = {name: settings[name] for name in settings if name != "save_every"}
+    key = fingerprint(start.key, fields, config.data.augment, config.seed)
     full_name = f"refine-{name}-{start.seed}-{key}"
 
     def make():
@@ -312,8 +313,8 @@ def _renderer(optimise: str, sampler: str):
     def decoder(update, fixed):
         weights = fixed.autoencoder.variables["params"]
         changed = {"params": _add_update(weights, update)}
-        autoencoder = fixed.autoencoder.replace(variables=changed)
-        return autoencoder.decode(fixed.latents), fixed.latents
+        images = fixed.autoencoder.replace(variables=changed).decode(fixed.latents)
+        return images, fixed.autoencoder.encode(images)
 
     def denoiser(update, fixed):
         # The start's latents have no known noise, so the sampler runs anew from the

@@ -58,8 +58,9 @@ def sample(
     group = config.sampler.group or config.ipc
     active_config = {term: config.guidance[term] for term in strengths}
     key = fingerprint(
-        prepared.key, config.sampler, config.ipc, config.seed, seed, active_config
-    )
+        prepared.key, sampler_recipe(config), config.ipc, config.seed, seed,
+        active_config,
+    )  # fmt: skip
 
     # The measure is no part of the set's recipe, and so not of its key.
     measure = options(config.guidance.transport)
@@ -141,6 +142,12 @@ def make_terms(config, names) -> tuple[Term, ...]:
             window = tuple(settings.window)
             made.append(Term(name, strength, window, settings.normalise, backprop))
     return tuple(made)
+
+
+def sampler_recipe(config) -> dict:
+    """Returns the sampler's fields that a sample depends on."""
+    fields = options(config.sampler)
+    return {name: fields[name] for name in fields if name != "class_batch"}
 
 
 def make_process(config) -> diffusion.Process:

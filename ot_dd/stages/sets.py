@@ -17,7 +17,7 @@ from ot_dd.stages.artifacts import ImageSet, Prepared
 from ot_dd.stages.minimax import fine_tuned
 from ot_dd.stages.prepare import decode_images, in_batches
 from ot_dd.stages.refine import refine
-from ot_dd.stages.sample import make_process, sample
+from ot_dd.stages.sample import make_process, sample, sampler_recipe
 from ot_dd.workdir import WorkDir
 
 
@@ -42,7 +42,7 @@ def distil(
         # Where the start has no chance in it, refinement still has; and its images may
         # not depend on the networks that refine them.
         key = fingerprint(start.key, seed, prepared.key)
-        start = start._replace(seed=seed, key=key)
+        start = start._replace(seed=seed, key=key, weights=None)
     if not refined:
         return start
     return refine(config, workdir, prepared, start, name=name)
@@ -238,7 +238,7 @@ def _d4m(config, workdir, prepared, name, seed):
     weights = start.weights if name == "quantised" else None
     # The noise has the seed in it, even where the prototypes have no chance.
     key = fingerprint(
-        start.key, config.sampler, vocabulary.D4M_STRENGTH, config.seed, seed
+        start.key, sampler_recipe(config), vocabulary.D4M_STRENGTH, config.seed, seed
     )
 
     full_name = f"d4m-{seed}-{key}"

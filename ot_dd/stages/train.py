@@ -133,7 +133,7 @@ def train(
                 "variant": variant,
                 "student": config.student.model,
                 "ipc": int(image_set.images.shape[1]),
-                "steps": recipe.steps // recipe.evaluations * recipe.evaluations,
+                "steps": recipe.steps,
                 "batch_size": min(recipe.batch_size, len(pixels)),
                 "set_seed": image_set.seed,
                 "student_seed": student_seed,

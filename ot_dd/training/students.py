@@ -226,18 +226,20 @@ def _train_student(static, images, labels, weights, soft, view_key, key, evaluat
         total = jnp.sum(evaluation[1] >= 0)
         return jnp.sum(jax.lax.map(right, evaluation)) / total
 
-    def segment(state, _):
-        def body(state, _):
-            state, values = step_fn(state, state.step, None)
-            return keep(state, strategy), values
+    def body(state, _):
+        state, values = step_fn(state, state.step, None)
+        return keep(state, strategy), values
 
-        state, values = jax.lax.scan(
-            body, state, length=recipe.steps // recipe.evaluations
-        )
+    length, rest = divmod(recipe.steps, recipe.evaluations)
+
+    def segment(state, _):
+        state, values = jax.lax.scan(body, state, length=length)
         means = jax.tree.map(jnp.mean, values)
         return state, Curve(evaluate(state), means["loss"], means["transport"])
 
     state = make_state(variables["params"], tx, model_state)
+    if rest:  # What evaluations do not divide comes before the first of them.
+        state, _ = jax.lax.scan(body, state, length=rest)
     _, curve = jax.lax.scan(segment, state, length=recipe.evaluations)
     return curve
 

@@ -125,6 +125,24 @@ def test_a_changed_stage_reuses_the_earlier_ones(first, tmp_path):
     assert files(copy) != files(workdir)
 
 
+def test_fields_that_change_no_result_make_nothing(first, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(first[0], copy)
+    kept = {path for path in copy.glob("c*/*")}
+    changed = config()
+    for part in ("teachers", "denoiser", "autoencoder", "surrogate", "refine"):
+        changed[part].save_every = 3
+    changed.sampler.class_batch = 5
+    changed.denoiser.options.remat = True
+    run(changed, copy, ("sample", "refine", "relabel"))
+    assert {path for path in copy.glob("c*/*")} == kept
+    # Other epochs of the surrogate are chosen from those of its one training.
+    changed.surrogate.similarity_threshold = -1.0
+    run(changed, copy, ("prepare",))
+    made = {path.name.rpartition("-")[0] for path in set(copy.glob("c*/*")) - kept}
+    assert made == {"surrogate-epochs"}
+
+
 def test_a_smaller_set_leaves_nothing_of_a_larger_one(first, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(first[0], copy)
