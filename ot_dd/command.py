@@ -59,7 +59,7 @@ def _refuse(error):
         " ".join(text.replace("\\n", " ").split()).replace("\\", "").replace("''", "'")
     )
     field = re.match(r"\W*(\w+)\W+(Did you mean .*?\?)", text)
-    alone = isinstance(error, KeyError) and re.fullmatch(r"\W*(\w+)\W*", text)
+    alone = re.fullmatch(r"\W*(\w+)\W*", text)
     if field:
         text = f"the config has no field {field[1]!r}. {field[2]}"
     elif alone:
