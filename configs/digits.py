@@ -1,7 +1,7 @@
 r"""Digits (scikit-learn, 8 x 8, 1,797 images), IPC 10: the whole method in minutes.
 
 Pixel space: at 64 values an image needs no autoencoder. Two cores, no accelerator,
-under 4 minutes. Switches: `debug`.
+two to five minutes. Switches: `debug`.
 
 COMMAND: python -m ot_dd.distill --config=configs/digits.py --workdir=out/digits
 """

@@ -1,4 +1,4 @@
-"""Two real processes of four devices each: the whole pipeline, killed and resumed."""
+"""Two real processes of two devices each: the whole pipeline, killed and resumed."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def on_disk(tmp_path_factory):
 def undisturbed(tmp_path_factory, on_disk):
     """The run of two processes that the others are compared with."""
     workdir = tmp_path_factory.mktemp("pod") / "whole"
-    said = finish(start(2, 4, workdir, *on_disk))
+    said = finish(start(2, 2, workdir, *on_disk))
     # One of the two prints.
     assert said.count("prepare: data, autoencoder") == 1
     return workdir
@@ -72,16 +72,16 @@ def undisturbed(tmp_path_factory, on_disk):
 @pytest.mark.slow
 def test_a_killed_run_goes_on_with_other_processes(undisturbed, on_disk, tmp_path):
     workdir = tmp_path / "killed"
-    process = start(2, 4, workdir, *on_disk)
+    process = start(2, 2, workdir, *on_disk)
     wait_for(process, workdir, "checkpoints/denoiser-*/steps/25")
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (workdir / "results.json").exists()
-    finish(start(1, 8, workdir, *on_disk))
+    finish(start(1, 4, workdir, *on_disk))
     # Names have the data's key in them, which is not one of the number of processes.
     made = [{p.name for p in w.glob("checkpoints/*")} for w in (workdir, undisturbed)]
     assert made[0] == made[1]
-    # Eight devices either way: the same sums, but not in the same order.
+    # Four devices either way: the same sums, but not in the same order.
     assert_alike(workdir, undisturbed)
 
 
@@ -111,7 +111,7 @@ def assert_alike(one, other):
 @pytest.mark.parametrize("save_every", [25, 100_000])
 def test_a_preempted_run_saves_and_ends(tmp_path, save_every):
     process = start(
-        2, 4, tmp_path, "--stages=prepare", "--config.denoiser.steps=100_000",
+        2, 2, tmp_path, "--stages=prepare", "--config.denoiser.steps=100_000",
         f"--config.denoiser.save_every={save_every}",
     )  # fmt: skip
     metrics = tmp_path / "metrics.jsonl"

@@ -25,7 +25,7 @@ key = jax.random.key(0)
 images = jax.random.normal(key, (256, 16, 16, 3))
 labels = jnp.arange(256) % 4
 images = images + 0.5 * labels[:, None, None, None]
-module = models.create("convnet", num_classes=4, width=64, depth=2, norm="batch")
+module = models.create("convnet", num_classes=4, width=16, depth=2, norm="batch")
 variables = module.init(key, images[:2], train=True)
 stats = {k: v for k, v in variables.items() if k != "params"}
 
