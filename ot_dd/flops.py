@@ -66,8 +66,10 @@ def _of_equation(equation) -> float:
         taken = share(str(equation.source_info.name_stack))
         return taken * max(branches) + (1 - taken) * min(branches)
     inner = [_of(jaxpr) for jaxpr in _inside(params)]
-    if name == "shard_map":  # What is inside every device does.
-        return params["mesh"].size * sum(inner)
+    if name == "shard_map":  # What is inside every device along its axes does.
+        sizes = params["mesh"].shape
+        axes = params.get("newly_manual_axes", sizes)
+        return math.prod(sizes[axis] for axis in axes) * sum(inner)
     if name == "while":
         return (turns(str(equation.source_info.name_stack)) or 1) * sum(inner)
     return sum(inner) if inner else float(_size(equation))

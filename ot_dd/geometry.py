@@ -54,6 +54,7 @@ def frechet_distance(real: np.ndarray, synthetic: np.ndarray) -> float:
       real: `[n, d]`.
       synthetic: `[m, d]`.
     """
+    real, synthetic = (np.asarray(v, np.float64) for v in (real, synthetic))
     means = real.mean(0) - synthetic.mean(0)
     covariances = [
         np.atleast_2d(np.cov(v, rowvar=False, ddof=min(1, len(v) - 1)))

@@ -110,3 +110,17 @@ def test_dit_xl_2_is_as_its_paper_says():
     found = flops(module.apply, variables, z, row, label)
     # Peebles and Xie count 118.6 G multiplications as FLOPs.
     assert found == pytest.approx(2 * 118.6e9, rel=0.05)
+
+
+def test_a_partly_manual_map_counts_the_devices_of_its_axes():
+    """On a mesh of 2 x 2, of which each half of the rows is one device's in turn."""
+    mesh = jax.sharding.AbstractMesh(
+        (2, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2
+    )
+    rows = jax.sharding.PartitionSpec("a")
+    fn = jax.shard_map(
+        lambda x: x * 2, mesh=mesh, in_specs=rows, out_specs=rows, axis_names={"a"},
+        check_vma=False,
+    )  # fmt: skip
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert flops(fn, jax.ShapeDtypeStruct((8,), jnp.float32)) == 8

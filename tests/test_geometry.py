@@ -69,3 +69,13 @@ def test_units_do_not_matter():
     two = geometry.describe_class(100 * real, 100 * synthetic)
     for name, value in one.items():
         np.testing.assert_allclose(two[name], value, rtol=1e-4, err_msg=name)
+
+
+def test_frechet_distance_of_narrow_features():
+    real, synthetic = np.random.default_rng(0).normal(100, 5, (2, 50, 8))
+    synthetic = synthetic + 40
+    narrow = [v.astype(np.float16) for v in (real, synthetic)]
+    found = geometry.frechet_distance(*narrow)
+    np.testing.assert_allclose(
+        found, geometry.frechet_distance(real, synthetic), rtol=1e-2
+    )

@@ -52,6 +52,8 @@ def transport_guidance(
         raise ValueError(
             f"epsilon_unit must be one of {EPSILON_UNITS}, found {epsilon_unit!r}"
         )
+    # Narrow types would not count some hundreds of slots.
+    filled = filled.astype(jnp.promote_types(filled.dtype, jnp.float32))
     weights = jnp.concatenate([filled, jnp.ones(len(points), filled.dtype)])
     weights = weights / weights.sum()
 

@@ -127,7 +127,9 @@ def cost_matrix(x: jax.Array, y: jax.Array, cost_fn: CostFn) -> jax.Array:
       y: points `[m, d]`.
       cost_fn: `"sqeuclidean"`, `"l1"`, `"mean_l1"` (l1 divided by `d`), `"cosine"`
         (one minus the cosine), an ott-jax `CostFn`, or any function of two points
-        `[d]` giving a scalar, which may close over no array on Explicit mesh axes.
+        `[d]` giving a scalar, which may close over no array on Explicit mesh axes
+        (nor, with `block_size`, over one that is differentiated). The l1 costs have
+        reverse-mode gradients, and forward mode over those.
 
     Returns:
       The cost matrix `[n, m]`.

@@ -22,7 +22,7 @@ def sinkhorn_divergence(
     """Returns `OT(x, y) - OT(x, x) / 2 - OT(y, y) / 2`, each regularised by epsilon.
 
     Zero for equal measures, and a squared distance of the means (for a squared cost)
-    as epsilon grows. Unbalanced problems (`tau_a`, `tau_b` below 1) also have
+    as epsilon grows. Unbalanced problems (`tau_a` = `tau_b` below 1) also have
     `epsilon / 2 (m_x - m_y)^2` of the two masses (Sejourne et al. 2019).
 
     Args:
@@ -36,19 +36,25 @@ def sinkhorn_divergence(
 
     Returns:
       The divergence, scalar, with a gradient in `x`, `y`, `a` and `b`. In float32 it
-      loses some `1e-7 epsilon` to cancellation.
+      loses some `1e-7 epsilon` to cancellation and, with squared costs, some 1e-7 of
+      the points' squared distances from their mean.
 
     Raises:
-      ValueError: see `solve`.
+      ValueError: see `solve`; also for `tau_a` and `tau_b` that differ.
     """
     if options.get("init") is not None:
         raise ValueError("init must be None: a divergence solves three problems")
+    taus = options.get("tau_a", 1.0), options.get("tau_b", 1.0)
+    if taus[0] != taus[1]:
+        raise ValueError(
+            f"tau_a and tau_b must be equal, found {taus}: a divergence has one penalty"
+        )
     options = dict(options, cost_fn=cost_fn, epsilon=epsilon)
     cross = solve_sample(x, y, a, b, **options).value
     self_x = solve_sample(x, x, a, a, **options).value
     self_y = solve_sample(y, y, b, b, **options).value
     divergence = cross - 0.5 * (self_x + self_y)
-    if options.get("tau_a", 1.0) == options.get("tau_b", 1.0) == 1.0:
+    if taus == (1.0, 1.0):
         return divergence
     masses = [1.0 if v is None else jnp.sum(jnp.asarray(v)) for v in (a, b)]
     return divergence + 0.5 * epsilon * (masses[0] - masses[1]) ** 2

@@ -25,7 +25,10 @@ class Ott(NamedTuple):
 
 def point_cloud(x, y, cost_fn) -> Geometry | None:
     """Returns ott-jax's geometry of an ott-jax cost, None for any other cost."""
-    return PointCloud(x, y, cost_fn=cost_fn) if isinstance(cost_fn, OttCost) else None
+    if not isinstance(cost_fn, OttCost):
+        return None
+    dtype = jnp.result_type(x, y, jnp.float32)
+    return PointCloud(x.astype(dtype), y.astype(dtype), cost_fn=cost_fn)
 
 
 @on_auto_axes

@@ -22,6 +22,7 @@ from ot_dd.ot._sinkhorn import (
     held_plan,
     pad_rows,
     run,
+    with_weight,
 )
 
 
@@ -126,6 +127,7 @@ def _device_count(mesh, axes):
 def _solve_rows(x, y, a, b, epsilon, init, *, mesh, axes, cost_fn, block_size, options):
     n, dtype = len(x), jnp.result_type(x, y, jnp.float32)
     x, y, epsilon = (jnp.asarray(v, dtype) for v in (x, y, epsilon))
+    x, y = with_weight(x, y, a, b)
     devices = _device_count(mesh, axes)
     local = -(-n // devices)
     block = min(block_size or local, local)

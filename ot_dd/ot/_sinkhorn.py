@@ -210,7 +210,11 @@ def solve_sample(
         if block_size is not None:
             raise ValueError("block_size must be None with solver='ott'")
         cost = _ott.point_cloud(x, y, cost_fn)
-        cost = cost_matrix(x, y, cost_fn) if cost is None else cost
+        if cost is None:
+            balanced = tau_a == tau_b == 1.0
+            kind = jnp.result_type(x, y)
+            a, b = _checks.weights(a, b, len(x), len(y), kind, balanced)
+            cost = cost_matrix(*with_weight(x, y, a, b), cost_fn)
         return _ott.solve(cost, a, b, epsilon, options, init, ott_options, OTResult)
     n, m = len(x), len(y)
     _checks.init(init, n, m)
@@ -235,6 +239,7 @@ def _solve_dense(cost, a, b, epsilon, init, *, options):
 def _solve_points(x, y, a, b, epsilon, init, *, cost_fn, block_size, options):
     n, dtype = len(x), jnp.result_type(x, y, jnp.float32)
     x, y, epsilon = (jnp.asarray(v, dtype) for v in (x, y, epsilon))
+    x, y = with_weight(x, y, a, b)
     if block_size is None:
         # Scaled is what is smaller, the points or the matrix.
         if n * len(y) < (n + len(y)) * x.shape[1]:
@@ -246,6 +251,16 @@ def _solve_points(x, y, a, b, epsilon, init, *, cost_fn, block_size, options):
     x, a, init = pad_rows(x, a, init, block_size)
     points = Points.make(x, y, epsilon, cost_fn, block_size)
     return crop_rows(run(points, a, b, epsilon, init, options), n)
+
+
+def with_weight(x, y, a, b):
+    """Returns the points, those of zero weight moved onto one of `y` that has some.
+
+    They take no part, and where they lie may not cost the others digits: squared
+    distances are computed from the mean.
+    """
+    one = jax.lax.stop_gradient(y[jnp.argmax(b > 0)])
+    return (jnp.where(w[:, None] > 0, v, one) for v, w in ((x, a), (y, b)))
 
 
 def pad_rows(x, a, init, multiple):

@@ -396,7 +396,7 @@ def train_network(
     try:
         finished = checkpoints.finished()
         if finished is not None:
-            return restore(checkpoints, init, config.steps), finished
+            return restore(checkpoints, init), finished
         seed, state = jax.random.key(seed), init()
         operations = run_flops(step_fn, state, data, seed, config.steps)
         workdir.count_flops(full_name, operations)

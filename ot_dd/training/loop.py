@@ -40,18 +40,32 @@ class TrainState:
 
 
 def make_state(params, tx: optax.GradientTransformation, model_state=None):
-    """Returns a fresh `TrainState`; the average starts at the parameters."""
+    """Returns a fresh `TrainState`; the average starts at the parameters.
+
+    Arrays that it would hold twice, such as tied parameters or those that an optimiser
+    remembers, are copied: `fit` donates it.
+    """
 
     def wide(p):  # A narrow average of slow steps would stand still.
         return jnp.array(p, jnp.promote_types(p.dtype, jnp.float32))
 
-    return TrainState(
+    held: set[int] = set()
+
+    def own(leaf):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+            if id(leaf) in held:
+                return jnp.array(leaf)
+            held.add(id(leaf))
+        return leaf
+
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         model_state={} if model_state is None else model_state,
         opt_state=tx.init(params),
         ema=jax.tree.map(wide, params),
     )
+    return jax.tree.map(own, state)
 
 
 def make_step(
@@ -65,7 +79,10 @@ def make_step(
       ema_decay: decay of the parameters' average; 0 keeps it equal to them.
 
     Returns:
-      `(state, key, data) -> (state, metrics)`.
+      `(state, key, data) -> (state, metrics)`, the loss among the metrics.
+
+    Raises:
+      ValueError: in the step, for a metric called `loss`, `name`, `step` or `time`.
     """
 
     def step(state: TrainState, key, data):
@@ -73,6 +90,9 @@ def make_step(
         (loss, (model_state, metrics)), grads = gradient(
             state.params, state.model_state, key, data
         )
+        taken = {"loss", "name", "step", "time"} & set(metrics)
+        if taken:
+            raise ValueError(f"loss_fn has metrics called {sorted(taken)}: rename them")
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # The usual warm-up: an average over few steps must forget the initialisation.
@@ -124,14 +144,21 @@ def fit(
       The final state and the curve: `{"step": [...], "loss": [...], ...}`.
 
     Raises:
-      FloatingPointError: when the loss stops being finite, naming the step.
+      FloatingPointError: when the loss or, where they would be saved, the parameters
+        stop being finite, naming the step.
+      ValueError: when the checkpoint is of more steps than `num_steps`.
       Stopped: when the process was told to end; the state is saved.
     """
     mesh = data_mesh()
-    state, curve = _restore(checkpoints, state, num_steps, strategy)
+    state, curve = _restore(checkpoints, state, strategy)
     stream, data = _stream_of(data)
     key, data = place((key, data), mesh)
     done = saved = int(state.step)
+    if done > num_steps:
+        raise ValueError(
+            f"{name}: {checkpoints.directory} is at step {done}, beyond num_steps="
+            f"{num_steps}: give it that many, or another directory"
+        )
     if stream is not None:
         chunk = stream.chunk(chunk)
     # Chunks end at multiples of `chunk`: at most two lengths are ever compiled.
@@ -147,25 +174,26 @@ def fit(
         batches = next(feed, None)  # read while the device is at work
         done += length
         loss = float(values["loss"])
-        if not jnp.isfinite(loss):
+        ending = told_to_end() or metrics.stop.is_set()
+        save = done - saved >= save_every or done == num_steps or ending
+        if not np.isfinite(loss) or save and not bool(_finite(state.params)):
+            what = (
+                "parameters are not finite" if np.isfinite(loss) else f"loss is {loss}"
+            )
             raise FloatingPointError(
-                f"{name}: the loss is {loss} at step {done}; the last finite "
+                f"{name}: the {what} at step {done}; the last finite "
                 f"checkpoint is at step {saved} in {checkpoints.directory}"
             )
-        curve = curve.at[(done - 1) * len(curve) // num_steps].set(loss)
+        place_of = (done - 1) * curve.shape[1] // num_steps
+        curve = curve.at[:, place_of].set(jnp.array([done, loss]))
         metrics.write(name, done, **values)
-        ending = told_to_end() or metrics.stop.is_set()
-        if done - saved >= save_every or done == num_steps or ending:
+        if save:
             checkpoints.save(done, {"state": state, "curve": curve})
             saved = done
         if ending:
             raise Stopped(f"{name}, step {done}, which is saved")
         metrics.progress(name, done, num_steps, f"loss {loss:.4f}")
-    curve = to_host(curve)
-    points = [
-        ((i + 1) * num_steps // len(curve), float(v)) for i, v in enumerate(curve)
-    ]
-    points = [(step, loss) for step, loss in points if loss == loss]
+    points = sorted((int(s), float(v)) for s, v in to_host(curve).T if s > 0)
     curve = {"step": [p[0] for p in points], "loss": [p[1] for p in points]}
     return _off_mesh(state), curve
 
@@ -205,15 +233,12 @@ def trace_steps(
     return traced, length
 
 
-def restore(
-    checkpoints: Checkpoints, init: Callable[[], TrainState], num_steps: int
-) -> TrainState:
+def restore(checkpoints: Checkpoints, init: Callable[[], TrainState]) -> TrainState:
     """Returns the state that `fit` ended with, of a run that is finished.
 
     Args:
       checkpoints: where it is kept.
       init: returns the fresh state; it is not called, but for its structure.
-      num_steps: as `fit` was given.
 
     Raises:
       ValueError: when the checkpoint is damaged or gone.
@@ -223,7 +248,7 @@ def restore(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=alone),
         jax.eval_shape(init),
     )
-    state = _restore(checkpoints, shapes, num_steps, "replicate")[0]
+    state = _restore(checkpoints, shapes, "replicate")[0]
     if isinstance(state.step, jax.ShapeDtypeStruct):
         raise ValueError(
             f"{checkpoints.directory} has no checkpoint, though its run is finished: "
@@ -232,9 +257,9 @@ def restore(
     return _off_mesh(state)
 
 
-def _restore(checkpoints, state, num_steps, strategy):
+def _restore(checkpoints, state, strategy):
     """Returns the newest checkpoint's state and curve, or fresh ones, on the mesh."""
-    fresh = {"state": state, "curve": _empty_curve(num_steps)}
+    fresh = {"state": state, "curve": _empty_curve()}
     mesh = data_mesh()
     fresh["curve"] = place(fresh["curve"], mesh)
     fresh["state"] = place(state, mesh, strategy=strategy)
@@ -253,8 +278,10 @@ def _stream_of(data):
     def is_stream(part):
         return isinstance(part, Stream)
 
-    leaves = jax.tree.leaves(data, is_leaf=is_stream)
+    leaves = jax.tree.leaves(data, is_leaf=lambda p: is_stream(p) or p is None)
     stream = next(filter(is_stream, leaves), None)
+    if stream and sum(leaf is None or is_stream(leaf) for leaf in leaves) > 1:
+        raise ValueError("beside a Stream, data may hold neither another nor None")
     rest = jax.tree.map(
         lambda part: None if is_stream(part) else part, data, is_leaf=is_stream
     )
@@ -270,6 +297,13 @@ def _with_batch(data, batch):
     )
 
 
+@jax.jit
+def _finite(tree):
+    """Returns whether all floats of a tree are finite."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.array([jnp.isfinite(x).all() for x in floats]))
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3,))
 def _run(step_fn, length, strategy, state, key, data, batches=None):
     """Runs `length` steps; compiled once for each `step_fn` object and length."""
@@ -283,5 +317,6 @@ def _run(step_fn, length, strategy, state, key, data, batches=None):
     return state, jax.tree.map(jnp.mean, values)
 
 
-def _empty_curve(num_steps: int) -> jax.Array:
-    return jnp.full((min(num_steps, 100),), jnp.nan)
+def _empty_curve() -> jax.Array:
+    """Returns the places of a hundred steps and their losses `[2, 100]`; 0 is none."""
+    return jnp.zeros((2, 100))

@@ -30,5 +30,8 @@ def step_decay(peak: float, num_steps: int, decays: tuple[tuple[float, float], .
       num_steps: steps in the run.
       decays: `(share, factor)` pairs, such as `((2 / 3, 0.2), (5 / 6, 0.2))`.
     """
-    boundaries = {int(share * num_steps): factor for share, factor in decays}
+    boundaries: dict[int, float] = {}
+    for share, factor in decays:
+        step = int(share * num_steps + 1e-6)  # 0.29 * 100 is 28.999...
+        boundaries[step] = boundaries.get(step, 1.0) * factor
     return optax.piecewise_constant_schedule(peak, boundaries)

@@ -121,11 +121,38 @@ def train_student(
 
     Returns:
       The student's curve.
+
+    Raises:
+      ValueError: for a recipe that cannot be, or soft labels of another shape.
     """
+    _check(recipe, views, images, soft)
     static = module, recipe, views, strategy
     arrays = (images, labels, weights, soft, view_key, key, evaluation)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         return _train_student(static, *_placed(mesh, *arrays))
+
+
+def _check(recipe, views, images, soft):
+    for field, known in (("labels", ("hard", "soft")), ("optimiser", OPTIMISERS)):
+        if getattr(recipe, field) not in known:
+            raise ValueError(
+                f"recipe.{field} is {getattr(recipe, field)!r}: must be one of {known}"
+            )
+    if not 1 <= recipe.evaluations <= recipe.steps:
+        raise ValueError(
+            f"recipe.evaluations is {recipe.evaluations}: must be from 1 to the "
+            f"{recipe.steps} steps"
+        )
+    if recipe.labels == "hard":
+        return
+    # JAX would take the nearest row for one that is not there.
+    wanted = (views, *batches_per_epoch(images.shape[0], recipe.batch_size))
+    found = soft if isinstance(soft, tuple) else getattr(soft, "shape", ())[:3]
+    if not isinstance(soft, tuple) and found != wanted:
+        raise ValueError(
+            f"soft must be logits [views, batches, size, classes] = {[*wanted]} + "
+            f"[classes], or a tuple of teachers, found {list(found)}"
+        )
 
 
 def trace_student(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ott.geometry import costs
 
 from ot_dd import losses, ot
 from ot_dd.losses import gradient_cosine_distance, transport_guidance
@@ -66,6 +67,41 @@ def test_clouds_far_from_the_origin_keep_their_distances(offset):
     far = ot.cost_matrix(x + offset, y + offset, "sqeuclidean")
     rounded = np.float64(x + offset)[:, None] - np.float64(y + offset)[None]
     np.testing.assert_allclose(far, (rounded**2).sum(-1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("block_size", [None, 8])
+@pytest.mark.parametrize(
+    ("offset", "padding"), [(0.0, 1e6), (0.0, 1e20), (1000.0, 0.0)]
+)
+def test_where_points_of_zero_weight_lie_does_not_matter(offset, padding, block_size):
+    rng = np.random.default_rng(0)
+    x, y = (offset + rng.normal(size=(n, 2)) for n in (30, 40))
+    padded = [np.r_[v, np.full((9, 2), padding)].astype("f4") for v in (x, y)]
+    weights = [np.r_[np.full(len(v), 1 / len(v)), np.zeros(9)] for v in (x, y)]
+    options = {"epsilon": 0.1, "num_iters": 100, "block_size": block_size}
+    alone = ot.solve_sample(x.astype("f4"), y.astype("f4"), **options)
+
+    def value(x):
+        return ot.solve_sample(x, padded[1], *weights, **options).value
+
+    found, gradient = jax.value_and_grad(value)(padded[0])
+    np.testing.assert_allclose(found, alone.value, rtol=1e-3)
+    assert (gradient[30:] == 0).all() and np.isfinite(gradient).all()
+
+
+def test_a_divergence_has_one_penalty():
+    x = jnp.ones((3, 2))
+    with pytest.raises(ValueError, match=r"must be equal, found \(1.0, 0.7\)"):
+        ot.sinkhorn_divergence(x, x, epsilon=1.0, tau_b=0.7)
+
+
+def test_bfloat16_points_with_a_cost_of_ott():
+    x, y = jax.random.normal(jax.random.key(0), (2, 6, 2), jnp.bfloat16)
+    options = {"cost_fn": costs.SqEuclidean(), "epsilon": 0.5, "num_iters": 200}
+    theirs = ot.solve_sample(x, y, solver="ott", **options)
+    np.testing.assert_allclose(
+        theirs.value, ot.solve_sample(x, y, **options).value, rtol=1e-3
+    )
 
 
 def test_the_cosine_of_a_zero_vector_has_no_gradient():
@@ -205,7 +241,7 @@ def test_numpy_numbers_and_float64_costs_are_taken():
     plain = ot.solve_sample(x, y, epsilon=1.0, num_iters=5)
     np.testing.assert_allclose(blocked.value, plain.value, rtol=1e-5)
     heavy = [1 / 4] * 6
-    options = {"epsilon": 1.0, "tau_a": 0.5, "num_iters": 50}
+    options = {"epsilon": 1.0, "tau_a": 0.5, "tau_b": 0.5, "num_iters": 50}
     listed = ot.sinkhorn_divergence(x, y, heavy, **options)
     array = ot.sinkhorn_divergence(x, y, jnp.asarray(heavy), **options)
     np.testing.assert_allclose(listed, array, rtol=1e-5)

@@ -3,31 +3,51 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ot_dd import models
 from ot_dd.data import AugmentConfig
 from ot_dd.training.students import Recipe, train_student
 
+RECIPE = Recipe(
+    labels="hard", steps=7, batch_size=6, optimiser="adam", learning_rate=1e-2,
+    weight_decay=0.0, zeta=2.0, decays=(), ema=0.5, ce_weight=0.0, mse_weight=1.0,
+    ot_weight=0.0, kl_weight=0.0, kl_temperature=1.0, temperature=1.0, epsilon=0.1,
+    num_iters=1, plan="sinkhorn", evaluations=7, augment=AugmentConfig(),
+)  # fmt: skip
 
-def test_steps_that_evaluations_do_not_divide_are_trained_too():
+
+def student(recipe, views=1, soft=None):
     images = jax.random.randint(jax.random.key(0), (12, 8, 8, 1), 0, 256, jnp.uint8)
     labels, key = jnp.arange(12) % 3, jax.random.key(1)
-    recipe = Recipe(
-        labels="hard", steps=7, batch_size=6, optimiser="adam", learning_rate=1e-2,
-        weight_decay=0.0, zeta=2.0, decays=(), ema=0.5, ce_weight=0.0, mse_weight=0.0,
-        ot_weight=0.0, kl_weight=0.0, kl_temperature=1.0, temperature=1.0, epsilon=0.1,
-        num_iters=1, plan="sinkhorn", evaluations=7, augment=AugmentConfig(),
+    return train_student(
+        models.create("mlp", num_classes=3), recipe, views, images, labels,
+        jnp.ones(12), soft, key, key, (images[None], labels[None]),
     )  # fmt: skip
 
+
+def test_steps_that_evaluations_do_not_divide_are_trained_too():
     def losses(evaluations):
-        curve = train_student(
-            models.create("mlp", num_classes=3), recipe._replace(evaluations=evaluations),
-            1, images, labels, jnp.ones(12), None, key, key,
-            (images[None], labels[None]),
-        )  # fmt: skip
-        return np.asarray(curve.loss)
+        return np.asarray(student(RECIPE._replace(evaluations=evaluations)).loss)
 
     every = losses(7)  # One step each.
     np.testing.assert_allclose(losses(1), [every.mean()], rtol=1e-5)
     # The first of seven comes before the three parts of two.
     np.testing.assert_allclose(losses(3), every[1:].reshape(3, 2).mean(1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "soft", "message"),
+    [
+        ({"labels": "Hard"}, None, "recipe.labels is 'Hard'"),
+        ({"optimiser": "SGD"}, None, "recipe.optimiser is 'SGD'"),
+        ({"evaluations": 8}, None, "recipe.evaluations is 8: must be from 1 to the 7"),
+        ({"labels": "soft"}, None, r"found \[\]"),
+        ({"labels": "soft"}, (1, 2, 6, 3), r"= \[2, 2, 6\] .* found \[1, 2, 6\]"),
+        ({"labels": "soft"}, (2, 1, 6, 3), r"found \[2, 1, 6\]"),
+    ],
+)
+def test_recipes_and_labels_that_cannot_be(changes, soft, message):
+    soft = soft and jnp.zeros(soft, jnp.float16)
+    with pytest.raises(ValueError, match=message):
+        student(RECIPE._replace(**changes), 2, soft)
