@@ -105,26 +105,24 @@ class WorkDir:
           part: rows in a part.
           make: returns a range of rows, `[len(range), ...]`.
         """
-        with self.turn(name):
-            folder = self.path / "cache" / name
-            starts = range(0, shape[0], part)
-            count = len(starts)
-            paths = [
-                folder / f"{i:05d}-of-{count:05d}.array_record" for i in range(count)
-            ]
-            told_to_end()
-            self.metrics.check(name)  # all together: none waits for one that has ended
-            missing = [i for i in range(count) if not paths[i].exists()]
-            # What the others make meanwhile is none of this process's business.
-            own = [i for i in missing if i % jax.process_count() == jax.process_index()]
-            for done, i in enumerate(own):
-                rows = range(starts[i], min(starts[i] + part, shape[0]))
-                with self.timed(f"{name}-{i:05d}", everyone=True):
-                    write_records(paths[i], np.asarray(make(rows), dtype))
-                if count > 1:
-                    self.metrics.progress(name.split("-")[0], done + 1, len(own))
-            barrier(name)
-            return read_records(paths, shape, dtype)
+        self._asked.add(name)
+        folder = self.path / "cache" / name
+        starts = range(0, shape[0], part)
+        count = len(starts)
+        paths = [folder / f"{i:05d}-of-{count:05d}.array_record" for i in range(count)]
+        told_to_end()
+        self.metrics.check(name)  # all together: none waits for one that has ended
+        missing = [i for i in range(count) if not paths[i].exists()]
+        # What the others make meanwhile is none of this process's business.
+        own = [i for i in missing if i % jax.process_count() == jax.process_index()]
+        for done, i in enumerate(own):
+            rows = range(starts[i], min(starts[i] + part, shape[0]))
+            with self.timed(f"{name}-{i:05d}", everyone=True):
+                write_records(paths[i], np.asarray(make(rows), dtype))
+            if count > 1:
+                self.metrics.progress(name.split("-")[0], done + 1, len(own))
+        barrier(name)
+        return read_records(paths, shape, dtype)
 
     def json(self, name: str, make: Callable[[], dict], *, alone: bool = False) -> dict:
         """Returns the JSON stored as `name`, making and storing it if missing.
