@@ -253,6 +253,7 @@ def _solve_points(x, y, a, b, epsilon, init, *, cost_fn, block_size, options):
     return crop_rows(run(points, a, b, epsilon, init, options), n)
 
 
+@on_auto_axes
 def with_weight(x, y, a, b):
     """Returns the points, those of zero weight moved onto one of `y` that has some.
 
@@ -260,7 +261,7 @@ def with_weight(x, y, a, b):
     distances are computed from the mean.
     """
     one = jax.lax.stop_gradient(y[jnp.argmax(b > 0)])
-    return (jnp.where(w[:, None] > 0, v, one) for v, w in ((x, a), (y, b)))
+    return tuple(jnp.where(w[:, None] > 0, v, one) for v, w in ((x, a), (y, b)))
 
 
 def pad_rows(x, a, init, multiple):
