@@ -123,7 +123,7 @@ def test_a_finished_run_is_restored_from_shapes_alone(tmp_path):
 
     checkpoints = Checkpoints(tmp_path)
     trained = init().replace(step=jnp.asarray(10), params={"w": jnp.full(3, 7.0)})
-    checkpoints.save(10, {"state": trained, "curve": jnp.zeros(10)})
+    checkpoints.save(10, {"state": trained, "curve": jnp.zeros((2, 100))})
     checkpoints.finish({})
     found = restore(checkpoints, init)
     jax.tree.map(np.testing.assert_array_equal, found, trained)
