@@ -137,7 +137,7 @@ _OVERVIEW = {
 def overview(tables: list[dict]) -> None:
     """Prints what the main sets reach under every recipe, size and student."""
     rows: dict = {}
-    for found in tables:
+    for found in tables:  # Of equal seeds the last table's counts.
         for record in found["table"]:
             key = record["ipc"], record["protocol"], record["student"]
             runs = rows.setdefault(key, {}).setdefault(record["set"], {})

@@ -113,7 +113,7 @@ def test_dit_xl_2_is_as_its_paper_says():
 
 
 def test_a_partly_manual_map_counts_the_devices_of_its_axes():
-    """On a mesh of 2 x 2, of which each half of the rows is one device's in turn."""
+    """Of a mesh of 2 x 2 it has one axis: two halves of the rows, not four."""
     mesh = jax.sharding.AbstractMesh(
         (2, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2
     )

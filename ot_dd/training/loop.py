@@ -184,8 +184,8 @@ def fit(
                 f"{name}: the {what} at step {done}; the last finite "
                 f"checkpoint is at step {saved} in {checkpoints.directory}"
             )
-        place_of = (done - 1) * curve.shape[1] // num_steps
-        curve = curve.at[:, place_of].set(jnp.array([done, loss]))
+        column = (done - 1) * curve.shape[1] // num_steps
+        curve = curve.at[:, column].set(jnp.array([done, loss]))
         metrics.write(name, done, **values)
         if save:
             checkpoints.save(done, {"state": state, "curve": curve})

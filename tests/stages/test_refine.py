@@ -122,9 +122,8 @@ def test_real_images_may_be_the_start(ready):
     work, prepared = ready
     made = config()
     made.refine.start, made.refine.steps = "quantised", 0
-    assert (
-        distil(made, work, prepared, seed=1).weights is None
-    )  # As when it is refined.
+    # As when it is refined: an ablation differs in one thing alone.
+    assert distil(made, work, prepared, seed=1).weights is None
     made.refine = config().refine
     made.refine.start = "random"
     real = make_set(made, work, prepared, "random", seed=1)
