@@ -398,7 +398,9 @@ def train_network(
         if finished is not None:
             return restore(checkpoints, init), finished
         seed, state = jax.random.key(seed), init()
-        operations = run_flops(step_fn, state, data, seed, config.steps)
+        operations = run_flops(
+            step_fn, state, data, seed, config.steps, strategy=strategy
+        )
         workdir.count_flops(full_name, operations)
         with workdir.timed(full_name):
             state, curve = fit(
@@ -461,8 +463,11 @@ def _classifier(config, workdir, dataset, train, name, data_key):
 
 
 def _fresh(network, config):
-    """Returns a function that returns a network's state before its first step."""
-    return partial(network.init, jax.random.key(config.seed))
+    """Returns a function that returns a network's state before its first step.
+
+    As one program: operation by operation, each shape of each layer is compiled alone.
+    """
+    return jax.jit(partial(network.init, jax.random.key(config.seed)))
 
 
 def _autoencoder(config, workdir, dataset, train, critics, data_key):

@@ -83,7 +83,10 @@ def refine(
         flat = jnp.asarray(start.images).reshape(-1, *start.images.shape[2:])
         params = _start_params(config, data_.fixed, flat)
         state = make_state(params, tx, jnp.zeros((), jnp.int32))
-        operations = run_flops(step_fn, state, data_, seed, settings.steps)
+        operations = run_flops(
+            step_fn, state, data_, seed, settings.steps,
+            strategy=config.parallel.strategy,
+        )  # fmt: skip
         workdir.count_flops(full_name, operations)
         checkpoints = workdir.checkpoints(full_name)
         try:

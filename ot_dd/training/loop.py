@@ -198,9 +198,16 @@ def fit(
     return _off_mesh(state), curve
 
 
-def run_flops(step_fn, state, data, key, num_steps: int) -> float:
-    """Returns the operations of a whole run of `fit` with the same arguments."""
-    traced, length = trace_steps(step_fn, state, data, key, num_steps)
+def run_flops(
+    step_fn, state, data, key, num_steps: int, *, strategy: str = "replicate"
+) -> float:
+    """Returns the operations of a whole run of `fit` with the same arguments.
+
+    On one device `fit` then takes the same traced program.
+    """
+    traced, length = trace_steps(
+        step_fn, state, data, key, num_steps, strategy=strategy
+    )
     return traced_flops(traced) * num_steps / length
 
 
