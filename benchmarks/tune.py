@@ -11,6 +11,7 @@ work directory. Set seeds start at 100, so that none of the reported sets was tu
 import ast
 import json
 import os
+import re
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -44,7 +45,7 @@ _JSON = flags.DEFINE_string(
 
 def changed(config, trial: str):
     """Returns the set's name and a copy of the config with the trial's changes."""
-    name, *changes = trial.split()
+    name, *changes = re.split(r"\s+(?=[\w.]+=)", trial.strip())  # Tuples have spaces.
     config = config.copy_and_resolve_references()
     for change in changes:
         field, value = change.split("=", 1)

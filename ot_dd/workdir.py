@@ -56,6 +56,7 @@ class WorkDir:
             tensorboard=str(self.path / "tensorboard") if tensorboard else "",
         )
         self._turns: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)
+        self._adding = threading.Lock()  # Threads may time one name.
         self._used = threading.local()
         self._asked: set[str] = set()
 
@@ -163,9 +164,10 @@ class WorkDir:
             yield
         finally:
             path = self.path / "cache" / "seconds" / f"{name}.json"
-            before = read_json(path) or 0.0
-            seconds = round(before + time.monotonic() - start, 3)
-            write_json(path, seconds, everyone=everyone)
+            took = time.monotonic() - start
+            with self._adding:
+                seconds = round((read_json(path) or 0.0) + took, 3)
+                write_json(path, seconds, everyone=everyone)
 
     def count_flops(self, name: str, operations: float) -> None:
         """Keeps the floating-point operations that making `name` takes."""

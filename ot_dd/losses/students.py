@@ -48,7 +48,7 @@ def _counts(weight) -> bool:
     return isinstance(weight, jax.core.Tracer) or bool(weight)
 
 
-def _check_logits(student_logits, soft_logits, where=None):
+def _check_logits(student_logits, soft_logits, where=None, temperature=1.0):
     if student_logits.ndim != 2 or student_logits.shape != soft_logits.shape:
         raise ValueError(
             "student_logits and soft_logits must be [n, classes] alike, found "
@@ -58,6 +58,8 @@ def _check_logits(student_logits, soft_logits, where=None):
         raise ValueError(
             f"where must be [{student_logits.shape[0]}], found {where.shape}"
         )
+    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
+        raise ValueError(f"temperature must be above 0, found {temperature}")
 
 
 @on_auto_axes
@@ -104,7 +106,7 @@ def logit_matching(
       ValueError: for shapes that disagree, an unknown plan or reduction, or groups
         that do not divide the batch.
     """
-    _check_logits(student_logits, soft_logits, where)
+    _check_logits(student_logits, soft_logits, where, temperature)
     n = student_logits.shape[0]
     if plan not in PLANS:
         raise ValueError(f"plan must be one of {PLANS}, found {plan!r}")
@@ -167,7 +169,7 @@ def soft_label_kl(
     Raises:
       ValueError: for shapes that disagree or an unknown reduction.
     """
-    _check_logits(student_logits, soft_logits, where)
+    _check_logits(student_logits, soft_logits, where, temperature)
     soft_logits = jax.lax.stop_gradient(soft_logits)
     log_p, log_q = (
         jax.nn.log_softmax(_kept(v, where) / temperature)

@@ -26,12 +26,17 @@ def exact(
       The transport cost.
 
     Raises:
-      ValueError: when shapes or total masses disagree, or weights are negative.
+      ValueError: when shapes or total masses disagree, weights are negative or all
+        zero, or the cost is not finite.
     """
     cost = np.asarray(cost, np.float64)
+    if cost.ndim != 2 or 0 in cost.shape:
+        raise ValueError(
+            f"cost must be [n, m] with points on both sides, found {cost.shape}"
+        )
+    if not np.isfinite(cost).all():
+        raise ValueError("cost must be finite, found NaN or infinity")
     n, m = cost.shape
-    if 0 in cost.shape:
-        raise ValueError(f"cost must have points on both sides, found {cost.shape}")
     small = max(n, m) <= _LARGEST_ASSIGNMENT
     if a is None and b is None and max(n, m) % min(n, m) == 0 and small:
         repeats = max(n, m) // min(n, m)
@@ -40,10 +45,11 @@ def exact(
         return float(square[rows, columns].mean())
     a = np.full(n, 1 / n) if a is None else np.asarray(a, np.float64)
     b = np.full(m, 1 / m) if b is None else np.asarray(b, np.float64)
-    if a.shape != (n,) or b.shape != (m,) or not np.isclose(a.sum(), b.sum()):
+    alike = np.isclose(a.sum(), b.sum()) and a.sum() > 0  # False for NaN as well.
+    if a.shape != (n,) or b.shape != (m,) or not alike:
         raise ValueError(
-            f"a and b must be [{n}] and [{m}] of equal mass, found shapes {a.shape}, "
-            f"{b.shape} and masses {a.sum():g}, {b.sum():g}"
+            f"a and b must be [{n}] and [{m}] of equal mass above 0, found shapes "
+            f"{a.shape}, {b.shape} and masses {a.sum():g}, {b.sum():g}"
         )
     rows = sparse.kron(sparse.eye(n), np.ones((1, m)))
     columns = sparse.kron(np.ones((1, n)), sparse.eye(m))

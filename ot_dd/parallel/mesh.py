@@ -88,6 +88,8 @@ def _spec(shape, size: int, strategy: str) -> P:
 
     "replicate" copies it; "fsdp" splits its longest axis that the devices divide.
     """
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy must be one of {STRATEGIES}, found {strategy!r}")
     if strategy == "replicate" or int(np.prod(shape)) < LEAST_TO_SPLIT:
         return P()
     divisible = [axis for axis, n in enumerate(shape) if n % size == 0]

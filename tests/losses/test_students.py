@@ -213,3 +213,9 @@ def test_shapes_that_disagree():
         losses.logit_matching(jnp.ones((2, 3)), jnp.ones((3, 2)))
     with pytest.raises(ValueError, match="where must be"):
         losses.logit_mse(jnp.ones((2, 3)), jnp.ones((2, 3)), where=jnp.ones(3))
+
+
+@pytest.mark.parametrize("loss", [losses.logit_matching, losses.soft_label_kl])
+def test_a_temperature_of_zero_is_refused(loss):
+    with pytest.raises(ValueError, match="temperature must be above 0, found 0"):
+        loss(jnp.ones((2, 3)), jnp.ones((2, 3)), temperature=0)

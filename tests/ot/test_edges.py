@@ -268,6 +268,12 @@ def test_exact_refuses_what_has_no_plan():
         ot.exact(np.ones((2, 2)), [1.5, -0.5], [0.5, 0.5])
     with pytest.raises(ValueError, match="points on both sides"):
         ot.exact(np.ones((0, 2)))
+    with pytest.raises(ValueError, match=r"must be \[n, m\]"):
+        ot.exact(np.ones(3))
+    with pytest.raises(ValueError, match="masses 0, 0"):
+        ot.exact(np.ones((2, 2)), np.zeros(2), np.zeros(2))
+    with pytest.raises(ValueError, match="cost must be finite"):
+        ot.exact([[0.0, np.nan]])
 
 
 @pytest.mark.parametrize("epsilon", [0.1, 0.01])
