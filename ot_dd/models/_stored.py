@@ -1,5 +1,6 @@
 """Trained networks on disk: what `python -m ot_dd.convert` writes, `load` reads."""
 
+import functools
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,12 +41,13 @@ def shapes(module: nn.Module, inputs: tuple[int, ...]) -> dict[tuple[str, ...], 
       module: a module of the registry.
       inputs: shape of its images or latents `[b, h, w, c]`.
     """
-    leaves, _ = jax.tree.flatten_with_path(_abstract(module, inputs))
+    leaves, _ = jax.tree.flatten_with_path(_abstract(module, tuple(inputs)))
     return {tuple(k.key for k in path): leaf.shape for path, leaf in leaves}
 
 
+@functools.lru_cache(maxsize=4)  # What is converted is loaded next; tracing takes long.
 def _abstract(module, inputs):
-    x = jax.ShapeDtypeStruct(tuple(inputs), jnp.float32)
+    x = jax.ShapeDtypeStruct(inputs, jnp.float32)
     extra = ()
     if isinstance(module, DiT):
         row = jax.ShapeDtypeStruct(x.shape[:1], jnp.float32)
