@@ -9,17 +9,14 @@ makes what is missing. `python docs/tables.py` prints the JSON as Markdown.
 """
 
 import copy
-import os
 from pathlib import Path
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 from scipy import stats
 
+import ot_dd.environment  # noqa: F401 - before JAX
 from ot_dd import geometry
 from ot_dd.checkpoint import write_json
 from ot_dd.config import fingerprint

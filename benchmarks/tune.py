@@ -10,17 +10,14 @@ work directory. Set seeds start at 100, so that none of the reported sets was tu
 
 import ast
 import json
-import os
 import re
 from pathlib import Path
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+import ot_dd.environment  # noqa: F401 - before JAX
 from ot_dd.checkpoint import write_json
 from ot_dd.parallel import data_mesh, side_by_side
 from ot_dd.stages.prepare import prepare
@@ -62,7 +59,7 @@ def main(_):
     """Runs the trials in order and prints a line for each."""
     logging.set_verbosity(logging.WARNING)
     work = WorkDir(Path(_WORKDIR.value))
-    mesh, prepared = data_mesh(), None
+    mesh = data_mesh()
     for trial in _TRIALS.value:
         name, config = changed(_CONFIG.value, trial)
         prepared = prepare(config, work)

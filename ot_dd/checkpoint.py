@@ -2,7 +2,6 @@
 
 import errno
 import json
-import logging
 import os
 import shutil
 import threading
@@ -15,11 +14,6 @@ import orbax.checkpoint as ocp
 from ot_dd.parallel import agree, is_leader
 
 _AGAIN = "the same command makes it again"
-
-# What Orbax logs it raises as well, if it is an error; threads of a write that has failed
-# say once more that nobody waits for them.
-for _name in ("absl", "asyncio", "concurrent.futures"):
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 # Orbax numbers the save operations of a process, and the parts of a save that run in the
 # background look their number up: two managers that write at once take each other's.

@@ -1,5 +1,6 @@
 """What every resumable command does with an error, with Ctrl-C and with SIGTERM."""
 
+import logging
 import os
 import re
 import signal
@@ -70,6 +71,16 @@ def _refuse(error):
     sys.exit(2)
 
 
+def quiet() -> None:
+    """Silences what would say again, in many lines, what a command says in one.
+
+    What Orbax logs it raises as well, if it is an error; threads of a write that has
+    failed say once more that nobody waits for them.
+    """
+    for name in ("absl", "asyncio", "concurrent.futures"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def exit_code(work: Callable[[], object], *, saves: bool = True) -> int:
     """Runs `work`; a mistake is one line and 2, an interruption says how to go on.
 
@@ -82,6 +93,7 @@ def exit_code(work: Callable[[], object], *, saves: bool = True) -> int:
     """
     from ot_dd.metrics import TOLD_TO_END, Stopped
 
+    quiet()
     told = signal.SIGTERM
 
     def interrupted(*_):

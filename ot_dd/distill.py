@@ -20,20 +20,13 @@ where it stopped, and a changed field makes only what depends on it. Results, re
 its fields are explained in configs/common.py, and --config.field=value changes one.
 """
 
-import os
-
-# Before JAX: the C++ side logs an internal notice for every compiled CPU program.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# LLVM's higher levels double the compile time of CPU programs and gain nothing here:
-# the arithmetic is in Eigen's convolutions and matrix products.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
-
 import sys
 import time
 from pathlib import Path
 
 from absl import app, flags, logging
 
+import ot_dd.environment  # noqa: F401 - before JAX
 from ot_dd.command import config_flag, exit_code, parse_flags
 from ot_dd.config import ConfigError
 

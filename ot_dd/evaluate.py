@@ -11,16 +11,12 @@ directory of a `distill` run its teachers and networks are there already. Protoc
 `ot_dd/training/protocols.py`. What was trained is kept: the same command again goes on.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
-
 import sys
 from pathlib import Path
 
 from absl import app, flags, logging
 
+import ot_dd.environment  # noqa: F401 - before JAX
 from ot_dd.command import config_flag, exit_code, parse_flags
 
 _CONFIG = config_flag(

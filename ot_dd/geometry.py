@@ -78,9 +78,26 @@ def label_gap(real: np.ndarray, synthetic: np.ndarray) -> float:
       real: probabilities that teachers give to real images `[n, classes]`.
       synthetic: probabilities that they give to synthetic ones `[m, classes]`.
     """
-    # Exact transport wants whole images a point: the last few real ones are left out.
-    whole = real[: max(1, len(real) // len(synthetic)) * len(synthetic)]
-    return float(ot.exact(jnp.asarray(0.5 * cdist(synthetic, whole, "cityblock"))))
+    return ot.exact(0.5 * cdist(synthetic, _whole(real, synthetic), "cityblock"))
+
+
+def _whole(real, synthetic):
+    """Returns as many real points as give each synthetic one whole points.
+
+    Exact transport is an assignment then; the last few real points are left out.
+    """
+    return real[: max(1, len(real) // len(synthetic)) * len(synthetic)]
+
+
+def exact_transport(real: np.ndarray, synthetic: np.ndarray) -> float:
+    """Returns the exact transport cost of squared Euclidean costs.
+
+    Args:
+      real: points `[n, d]`, of which up to m - 1 are left out for a multiple of m.
+      synthetic: points `[m, d]`.
+    """
+    points = [jnp.asarray(v) for v in (synthetic, _whole(real, synthetic))]
+    return ot.exact(ot.cost_matrix(*points, "sqeuclidean"))
 
 
 def diversity(points: np.ndarray) -> float:
@@ -105,19 +122,16 @@ def describe_class(
       `mean_gap`, the squared distance of the means; `diversity`, the mean distance
       between synthetic points.
     """
-    spread = diversity(real)
+    found = neighbourhoods(real, synthetic, k=k)
+    spread = diversity(real) or 1.0
     scaled = [jnp.asarray(v / spread, jnp.float32) for v in (synthetic, real)]
-    uneven = len(real) % len(synthetic)
-    # Exact transport wants whole images a point: the last few real ones are left out.
-    whole = scaled[1][: len(real) - uneven] if uneven < len(real) else scaled[1]
-    cost = ot.cost_matrix(scaled[0], whole, "sqeuclidean")
     divergence = ot.sinkhorn_divergence(
         *scaled, cost_fn="sqeuclidean", epsilon=0.05, num_iters=200, grad="none"
     )
     gap = scaled[0].mean(0) - scaled[1].mean(0)
     return {
-        **neighbourhoods(real, synthetic, k=k),
-        "transport": float(ot.exact(cost)),
+        **found,
+        "transport": exact_transport(*scaled[::-1]),
         "divergence": float(divergence),
         "mean_gap": float(gap @ gap),
         "diversity": diversity(synthetic) / spread,

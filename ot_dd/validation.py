@@ -205,6 +205,9 @@ def _check_sampling(config):
     _need(group in (0, 1) or config.ipc % group == 0, "sampler.group", group, want)
     kind = config.denoiser.parametrization
     allowed = ("flow",) if kind == "velocity" else ("ddpm", "ddim")
+    if config.sampler.name != "flow":
+        want = "must be from 2 to the 1000 that the denoiser is trained on"
+        _need(2 <= steps <= 1000, "sampler.num_steps", steps, want)
     want = f"denoiser.parametrization={kind!r} is sampled by {' or '.join(allowed)}"
     _need(config.sampler.name in allowed, "sampler.name", config.sampler.name, want)
 

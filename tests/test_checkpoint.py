@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -134,3 +136,14 @@ def test_a_finished_run_is_restored_from_shapes_alone(tmp_path):
     with pytest.raises(ValueError, match="gone has no checkpoint, though its run is"):
         restore(gone, init)
     gone.close()
+
+
+def test_imports_leave_the_process_as_it_was():
+    """Nobody's loggers are silenced, and what takes long to import waits for its use."""
+    program = (
+        "import logging, sys, ot_dd.ot, ot_dd.training, ot_dd.geometry; "
+        "names = ('absl', 'asyncio', 'concurrent.futures'); "
+        "assert all(logging.getLogger(n).level < logging.ERROR for n in names); "
+        "assert not {'ott', 'tensorflow', 'torch', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

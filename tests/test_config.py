@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-from configs import digits
+from configs import digits, imagenette
 from ot_dd.config import ConfigError, fingerprint, parse_arg
 from ot_dd.training.views import batches_per_epoch
 from ot_dd.validation import validate
@@ -30,6 +30,7 @@ def test_every_config_validates(name, arg):
         ("guidance.influence.window", (9, 3), "config.guidance.influence.window"),
         ("sampler.group", 3, "must be 1 .greedy., 0 .joint. or divide ipc=10"),
         ("sampler.name", "ddpm", "is sampled by flow"),
+        ("sampler.num_steps", 2000, "config.sampler.num_steps is 2000: must be from 2"),
         ("refine.optimise", "labels", "config.refine.optimise is 'labels'"),
         ("refine.features", ("clip",), "use 'fresh:<model>'"),
         ("lia.teachers_by_ipc", ((1, 9),), "1 to 4 teachers"),
@@ -38,7 +39,7 @@ def test_every_config_validates(name, arg):
     ],
 )
 def test_mistakes_are_named(field, value, message):
-    config = digits.get_config()
+    config = (imagenette if field == "sampler.num_steps" else digits).get_config()
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ConfigError, match=message):
         validate(config)

@@ -79,3 +79,10 @@ def test_frechet_distance_of_narrow_features():
     np.testing.assert_allclose(
         found, geometry.frechet_distance(real, synthetic), rtol=1e-2
     )
+
+
+def test_real_points_that_are_all_alike_have_no_spread_to_divide_by():
+    found = geometry.describe_class(np.ones((20, 3)), np.zeros((4, 3)))
+    np.testing.assert_allclose(found["transport"], 3.0, rtol=1e-6)
+    with pytest.raises(ValueError, match="k=5 neighbours need more than 3 real points"):
+        geometry.describe_class(np.ones((3, 3)), np.zeros((4, 3)))

@@ -11,6 +11,17 @@ from ot_dd import data
 _SMALL = 64  # Sides up to which an image is one patch, as in the authors' scripts.
 
 
+@jax.jit
+def _cropped(loss, images, keys):
+    """Returns a random crop of every image for each key `[k, n, ...]`, and losses."""
+
+    def crop(key):
+        views, _ = data.augment(key, images, data.AugmentConfig(flip=False))
+        return views, loss(views)
+
+    return jax.lax.map(crop, keys)
+
+
 def collages(
     images: jax.Array,
     ipc: int,
@@ -19,7 +30,7 @@ def collages(
     *,
     candidates: int = 300,
     crops: int = 5,
-) -> jax.Array:
+) -> np.ndarray:
     """Returns images of one class made of its most recognisable patches.
 
     Of `candidates` random images each keeps the one of `crops` random crops that a
@@ -29,7 +40,8 @@ def collages(
     Args:
       images: the class's images in `[-1, 1]`, `[n, h, w, c]`.
       ipc: collages to make.
-      loss: a teacher's loss on the class of images `[b, h, w, c]`, `[b]`.
+      loss: a teacher's loss on the class of images `[b, h, w, c]`, `[b]`;
+        compiled once for all classes if it is a `jax.tree_util.Partial`.
       key: of the draws.
       candidates: images to crop; more where `ipc` wants more and the class has them.
       crops: crops of each.
@@ -44,13 +56,9 @@ def collages(
     # With replacement only where a class is too small to fill the collages.
     size = min(n, max(candidates, wanted))
     rows = jax.random.permutation(pick, n)[jnp.arange(max(size, wanted)) % size]
-    config = data.AugmentConfig(flip=False)
-
-    def cropped(key):
-        views, _ = data.augment(key, images[rows], config)
-        return views, loss(views)
-
-    views, losses = jax.lax.map(cropped, jax.random.split(cut, crops))
+    if not isinstance(loss, jax.tree_util.Partial):
+        loss = jax.tree_util.Partial(loss)
+    views, losses = _cropped(loss, images[rows], jax.random.split(cut, crops))
     best = losses.argmin(0)
     views = views[best, jnp.arange(len(rows))]
     views = views[jnp.argsort(losses.min(0))[:wanted]]

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ot_dd import models
+from ot_dd.command import quiet
 from ot_dd.convert import convert
 from ot_dd.convert._layouts import layouts_of
 
@@ -33,6 +34,7 @@ def main(argv=None) -> int:
     parser.add_argument("--output", required=True, type=Path, help="a new directory")
     given = parser.parse_args(argv)
 
+    quiet()
     jax.config.update("jax_platforms", "cpu")  # Nothing is computed.
     tasks = {}
     with Progress(transient=True, console=Console(stderr=True)) as bar:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ot_dd.diffusion.process import expand
 from ot_dd.losses import gradient_cosine_distance, transport_guidance
 
 NORMALISATIONS = ("raw", "unit", "rms")
@@ -43,10 +44,6 @@ class Moment(NamedTuple):
     pull_back: Callable[[jax.Array], jax.Array]
 
 
-def _per_sample(values, like):
-    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
-
-
 def _rms(x):
     return jnp.sqrt(jnp.mean(x * x, axis=tuple(range(2, x.ndim))))
 
@@ -70,7 +67,7 @@ def normalise(gradient: jax.Array, moment: Moment, kind: str) -> jax.Array:
     scale = 1.0 / jnp.maximum(_rms(gradient), 1e-12)
     if kind == "rms":
         scale = scale * 0.0015 * _rms(moment.eps) * moment.sigma
-    return gradient * _per_sample(scale, gradient)
+    return gradient * expand(scale, gradient)
 
 
 def deviation(moment: Moment) -> jax.Array:

@@ -149,11 +149,11 @@ def flow_process(num_steps: int, *, shift: float = 1.0) -> Process:
 def expand(values: jax.Array, like: jax.Array) -> jax.Array:
     """Shape per-example values `[b]` as `[b, 1, ...]`, of the rank of `like`.
 
-    A scalar stays one.
+    More leading axes stay as they are, and a scalar stays one.
     """
-    return (
-        values.reshape(values.shape + (1,) * (like.ndim - 1)) if values.ndim else values
-    )
+    if not values.ndim:
+        return values
+    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 
 def at(values: jax.Array, i: jax.Array | int, like: jax.Array) -> jax.Array:

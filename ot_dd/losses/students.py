@@ -58,7 +58,7 @@ def _check_logits(student_logits, soft_logits, where=None, temperature=1.0):
         raise ValueError(
             f"where must be [{student_logits.shape[0]}], found {where.shape}"
         )
-    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
+    if not isinstance(temperature, jax.core.Tracer) and not float(temperature) > 0:
         raise ValueError(f"temperature must be above 0, found {temperature}")
 
 
@@ -123,7 +123,7 @@ def logit_matching(
         return _reduce(jnp.abs(p - q).sum(-1), where, reduction)
     # The cost lies in [0, 2]: float32 kernels hold it down to here.
     traced = isinstance(epsilon, jax.core.Tracer)
-    method = "kernel" if not traced and epsilon >= 0.05 else "log"
+    method = "kernel" if not traced and float(epsilon) >= 0.05 else "log"
     mask = None if where is None else where.astype(p.dtype)
 
     def paid(p, q, mask):

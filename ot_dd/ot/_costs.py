@@ -1,5 +1,6 @@
 """Ground costs between two point clouds."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -40,6 +41,11 @@ def _in_steps(v):
     return v.reshape(-1, _UNROLL, v.shape[1])
 
 
+# Inlined where a program is traced; called eagerly, its loops are compiled once.
+_once = functools.partial(jax.jit, inline=True)
+
+
+@_once
 def _l1_plain(x, y):
     def on_cpu(x, y):
         def add(total, columns):
@@ -63,6 +69,7 @@ def _l1_forward(x, y):
     return _l1_plain(x, y), (x, y)
 
 
+@_once
 def _l1_backward(points, weight):
     # Differentiated as it stands, the cost would keep its signs, [n, m, d] of them:
     # here they are made and used in place.

@@ -32,7 +32,7 @@ def sinkhorn_divergence(
       b: weights `[m]`, default uniform.
       cost_fn: see `cost_matrix`.
       epsilon: entropic regularisation, in units of the cost.
-      **options: the keywords of `solve`, but for `init`: it is three problems.
+      **options: the keywords of `solve_sample`, but for `init`: it is three problems.
 
     Returns:
       The divergence, scalar, with a gradient in `x`, `y`, `a` and `b`. In float32 it
@@ -40,7 +40,8 @@ def sinkhorn_divergence(
       the points' squared distances from their mean.
 
     Raises:
-      ValueError: see `solve`; also for `tau_a` and `tau_b` that differ.
+      ValueError: see `solve`; also for `tau_a` and `tau_b` that differ, or
+        are below 1 with `solver="ott"`.
     """
     if options.get("init") is not None:
         raise ValueError("init must be None: a divergence solves three problems")
@@ -48,6 +49,11 @@ def sinkhorn_divergence(
     if taus[0] != taus[1]:
         raise ValueError(
             f"tau_a and tau_b must be equal, found {taus}: a divergence has one penalty"
+        )
+    if taus != (1.0, 1.0) and options.get("solver") == "ott":
+        raise ValueError(
+            "solver must be 'sinkhorn' in an unbalanced divergence: ott-jax's problem "
+            "has another penalty, which does not cancel"
         )
     options = dict(options, cost_fn=cost_fn, epsilon=epsilon)
     cross = solve_sample(x, y, a, b, **options).value

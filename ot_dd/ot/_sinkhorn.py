@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from ot_dd.explicit import on_auto_axes
-from ot_dd.ot import _checks, _ott
+from ot_dd.ot import _checks
 from ot_dd.ot._costs import CostFn, cost_matrix
 from ot_dd.ot._geometry import Dense, Points, Problem, target_marginal
 from ot_dd.ot._iterations import Options, iterate
@@ -145,6 +145,8 @@ def solve(
     )
     _checks.options(options, epsilon, solver, ott_options)
     if solver == "ott":
+        from ot_dd.ot import _ott  # Its import takes longer than all others.
+
         return _ott.solve(cost, a, b, epsilon, options, init, ott_options, OTResult)
     _checks.cost(cost)
     _checks.init(init, *cost.shape)
@@ -207,6 +209,8 @@ def solve_sample(
     _checks.options(options, epsilon, solver, ott_options)
     _checks.points(x, y, block_size)
     if solver == "ott":
+        from ot_dd.ot import _ott
+
         if block_size is not None:
             raise ValueError("block_size must be None with solver='ott'")
         cost = _ott.point_cloud(x, y, cost_fn)

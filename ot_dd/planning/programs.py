@@ -168,13 +168,10 @@ def _training(config, sizes, pod, made) -> Iterator[Program]:
     critics = made.ensemble[: config.autoencoder.feature_teachers]
 
     def columns(settings, *parts):
-        """Returns what a step reads: a stream of bytes, or floats on the device."""
+        """Returns what a step reads: a stream, or what lies on the device."""
         if stored:
             return Stream(parts, settings.batch_size, 0)
-        return tuple(
-            jax.ShapeDtypeStruct(x.shape, np.int32 if x.ndim == 1 else np.float32)
-            for x in parts
-        )
+        return tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in parts)
 
     def training(name, network, settings, data, field):
         def traced():
@@ -239,7 +236,7 @@ def _sampling(config, sizes, pod, made) -> Iterator[Program]:
     latents = _column((sizes.classes * config.ipc, *made.latent_shape), np.float32)
 
     def chain(terms):
-        return lambda: _sampler(config, sizes, pod, made, terms, batch)
+        return lambda: _sampler(config, pod, made, terms, batch)
 
     active = sample.make_terms(config, tuple(config.guidance.terms))
     if any(term.name == "influence" for term in active):
@@ -271,7 +268,7 @@ def _is_resampled(name: str) -> bool:
     return any(not field.startswith("refine.") for field in fields)
 
 
-def _sampler(config, sizes, pod, made, terms, batch):
+def _sampler(config, pod, made, terms, batch):
     def shapes(fn):
         return place(jax.eval_shape(fn), pod.mesh)
 

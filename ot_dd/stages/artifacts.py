@@ -10,6 +10,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ot_dd.data import Dataset
 from ot_dd.diffusion import (
@@ -222,5 +223,5 @@ class ImageSet(NamedTuple):
     def flat(self) -> tuple[Any, Any]:
         """Returns images `[n, h, w, c]` and labels `[n]`, class by class."""
         classes, ipc = self.images.shape[:2]
-        labels = jnp.repeat(jnp.arange(classes, dtype=jnp.int32), ipc)
+        labels = np.repeat(np.arange(classes, dtype=np.int32), ipc)
         return self.images.reshape(classes * ipc, *self.images.shape[2:]), labels

@@ -75,7 +75,7 @@ def fine_tuned(config, workdir: WorkDir, prepared: Prepared) -> Prepared:
     with workdir.turn(f"minimax-{key}"):
         state, _ = train_network(
             "minimax", key, settings, workdir,
-            lambda: make_state(jax.tree.map(jnp.array, denoiser.params), tx, memory),
+            lambda: make_state(denoiser.params, tx, memory),
             step_fn, (prepared.latents, labels, order, first, counts), config.seed + 5,
             lambda state: {}, config.parallel.strategy,
         )  # fmt: skip

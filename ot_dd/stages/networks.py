@@ -198,15 +198,14 @@ def surrogate(config, shape: tuple[int, ...], num_classes: int) -> Network:
         images, _ = data.augment(view, images, augmentation)
         return loss_of(params, images, labels), (model_state, {})
 
-    slots, every = settings.epochs, max(1, settings.steps // settings.epochs)
+    slots, steps = settings.epochs, settings.steps
     base_step = make_step(step_loss, tx)
 
     def step_fn(state, key, data_):
         trajectory = state.model_state
         state, values = base_step(state.replace(model_state={}), key, data_)
-        slot = jnp.where(state.step % every == 0, state.step // every, 0)
-        keep = (slot > 0) & (slot <= slots)
-        row = jnp.where(keep, slot, 0)
+        row = state.step * slots // steps
+        keep = row > (state.step - 1) * slots // steps
         trajectory = jax.tree.map(
             lambda t, p: t.at[row].set(jnp.where(keep, p, t[row])),
             trajectory,
@@ -326,7 +325,7 @@ def draw(key, data, size: int):
     if isinstance(data, Batch):
         return tuple(map(as_floats, split(data.columns)))
     rows = jax.random.randint(key, (size,), 0, data[0].shape[0])
-    return split(tuple(part[rows] for part in data))
+    return tuple(map(as_floats, split(tuple(part[rows] for part in data))))
 
 
 def as_floats(rows) -> jax.Array:

@@ -132,7 +132,7 @@ def prepare_teachers(config, workdir: WorkDir, count: int, loaded=None) -> Prepa
 def load_data(config):
     """Returns the data set, its training images with labels, and its key.
 
-    The images are floats on the device, or `Stored` bytes where they are too many.
+    The images are bytes on the device, or `Stored` ones where they are too many.
     """
     dataset = data.load(
         config.data.source, **_without(config.data, "source", "augment")
@@ -147,7 +147,7 @@ def load_data(config):
         *([_content(dataset)] if config.data.source.startswith(_CHANGING) else []),
     )  # fmt: skip
     if not is_stored:
-        images = to_float(jnp.asarray(images))
+        images = jnp.asarray(images)
     return dataset, (images, jnp.asarray(labels)), key
 
 
@@ -331,12 +331,13 @@ def _of_rows(fn, inputs, batch, rows):
     inputs, out = place(inputs, mesh), []
     for start in range(rows.start, rows.stop, size):
         part = jnp.asarray(batch[start : min(start + size, rows.stop)])
-        short = size - part.shape[0]
-        if short:
+        if short := size - part.shape[0]:
             part = jnp.concatenate([part, jnp.repeat(part[-1:], short, axis=0)])
         part = as_floats(place(part, mesh, "data"))
-        out.append(np.asarray(apply_to_part(fn, mesh, inputs, part))[: size - short])
-    return np.concatenate(out)
+        out.append(apply_to_part(fn, mesh, inputs, part))
+        if len(out) > 1:  # A part is computed while the next one is read.
+            out[-2] = np.asarray(out[-2])
+    return np.concatenate(out)[: len(rows)]
 
 
 def rows_at_once(fn, inputs: tuple, batch) -> int:
@@ -637,7 +638,7 @@ def _select(loss_fn, trajectory, train, num_classes, settings):
     labels, size = np.asarray(train[1]), settings.gradient_images
 
     @jax.jit
-    def cosines(label, batch):
+    def cosines(trajectory, label, batch):
         """Between the mean gradients of a class at all epochs, `[e + 1, e + 1]`."""
 
         def at(params):
@@ -651,7 +652,7 @@ def _select(loss_fn, trajectory, train, num_classes, settings):
     mean = 0.0
     for c in range(num_classes):
         batch = jnp.asarray(train[0][class_rows(labels, [c], size)])
-        mean = mean + np.asarray(cosines(jnp.int32(c), batch)) / num_classes
+        mean = mean + np.asarray(cosines(trajectory, jnp.int32(c), batch)) / num_classes
     kept = [0]
     for epoch in range(1, settings.epochs + 1):
         if mean[kept[-1], epoch] < settings.similarity_threshold:

@@ -246,7 +246,7 @@ def _start_params(config, fixed: Fixed, images):
     """Returns what is optimised, before its first step; images are `[n, h, w, c]`."""
     settings = config.refine
     if settings.optimise == "latents":
-        return jnp.array(fixed.latents)  # A copy: the state that it goes to is donated.
+        return fixed.latents
     if settings.optimise == "pixels":
         return to_float(images)
     weights = (
@@ -441,7 +441,8 @@ def feature_distance(
     epsilon = settings.epsilon
     if settings.epsilon_end:
         epsilon *= (settings.epsilon_end / settings.epsilon) ** progress
-    epsilon *= jax.lax.stop_gradient(cost.mean())
+    tiny = jnp.finfo(cost.dtype).tiny ** 0.5  # Identical points have no scale.
+    epsilon *= jnp.maximum(jax.lax.stop_gradient(cost.mean()), tiny)
     solver = {
         "epsilon": epsilon, "num_iters": settings.num_iters,
         "tau_a": settings.tau, "tau_b": settings.tau,

@@ -281,15 +281,16 @@ def _sampled_from(static, schedule, denoiser, latents, classes, key):
     return jax.lax.scan(body, z, jnp.arange(first, -1, -1))[0]
 
 
+def _class_loss(teacher, c, images):
+    return -jax.nn.log_softmax(teacher(images))[:, c]
+
+
 def _collage(prepared, labels, ipc, seed):
     teacher, key = prepared.teachers[0], jax.random.key(seed)
     made = []
     for c in range(len(prepared.dataset.class_names)):
         own = to_float(jnp.asarray(prepared.dataset.train.images[labels == c]))
-
-        def loss(views, c=c):
-            return -jax.nn.log_softmax(teacher(views))[:, c]
-
+        loss = jax.tree_util.Partial(_class_loss, teacher, jnp.int32(c))
         made.append(baselines.collages(own, ipc, loss, jax.random.fold_in(key, c)))
     return {"images": np.asarray(to_uint8(jnp.asarray(np.stack(made))))}
 

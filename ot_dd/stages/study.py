@@ -4,10 +4,9 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ot_dd import geometry, ot
+from ot_dd import geometry
 from ot_dd.config import fingerprint
 from ot_dd.parallel import side_by_side
 from ot_dd.stages import vocabulary
@@ -188,11 +187,7 @@ def _transport(config, workdir, prepared, sets):
             costs = []
             for c, points in enumerate(latents):
                 own = real[labels == c][:size]
-                own = own[: max(1, len(own) // len(points)) * len(points)]
-                cost = ot.cost_matrix(
-                    jnp.asarray(points), jnp.asarray(own), "sqeuclidean"
-                )
-                costs.append(ot.exact(cost))
+                costs.append(geometry.exact_transport(own, points))
             return {"per_class": costs}
 
         # Latents are the autoencoder's.

@@ -1,7 +1,9 @@
 """Names that configs may use for stages, sets and variants."""
 
+from ot_dd.diffusion import steering
+
+TERMS = steering.NAMES  # Of guidance.
 STAGES = ("prepare", "sample", "refine", "relabel", "train", "report")
-TERMS = ("influence", "deviation", "transport")
 REFINE_TARGETS = ("latents", "pixels", "decoder", "denoiser")
 DIVERGENCES = ("sinkhorn", "distance", "mean")
 LABEL_MODES = ("stored", "online")

@@ -42,21 +42,11 @@ class TrainState:
 def make_state(params, tx: optax.GradientTransformation, model_state=None):
     """Returns a fresh `TrainState`; the average starts at the parameters.
 
-    Arrays that it would hold twice, such as tied parameters or those that an optimiser
-    remembers, are copied: `fit` donates it.
+    Its arrays are copies, each of its own: `fit` donates them.
     """
 
     def wide(p):  # A narrow average of slow steps would stand still.
         return jnp.array(p, jnp.promote_types(p.dtype, jnp.float32))
-
-    held: set[int] = set()
-
-    def own(leaf):
-        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
-            if id(leaf) in held:
-                return jnp.array(leaf)
-            held.add(id(leaf))
-        return leaf
 
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -65,7 +55,7 @@ def make_state(params, tx: optax.GradientTransformation, model_state=None):
         opt_state=tx.init(params),
         ema=jax.tree.map(wide, params),
     )
-    return jax.tree.map(own, state)
+    return jax.tree.map(jnp.array, state)
 
 
 def make_step(

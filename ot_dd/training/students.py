@@ -156,8 +156,9 @@ def _check(recipe, views, images, soft):
 
 
 def trace_student(
-    module: nn.Module, recipe: Recipe, views: int, *arrays, mesh=None, strategy=""
-):
+    module: nn.Module, recipe: Recipe, views: int, *arrays, mesh=None,
+    strategy="replicate",
+):  # fmt: skip
     """Returns `train_student`'s program, traced; its arguments may be shapes."""
     static = module, recipe, views, strategy
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ot_dd import baselines
+from ot_dd.baselines import collage
 
 
 @pytest.mark.parametrize(
@@ -37,3 +38,15 @@ def test_each_image_keeps_its_easiest_crop():
     many = baselines.collages(images, 4, crops=50, **options)
     one = baselines.collages(images, 4, crops=1, **options)
     assert many.mean() > one.mean() + 0.1 > images.mean() + 0.1
+
+
+def test_classes_share_a_program():
+    def loss(scale, views):
+        return scale * views.mean((1, 2, 3))
+
+    images = jax.random.normal(jax.random.key(0), (10, 8, 8, 1))
+    collage._cropped.clear_cache()
+    for scale in (1.0, 2.0):
+        partial = jax.tree_util.Partial(loss, jnp.float32(scale))
+        baselines.collages(images, 2, partial, jax.random.key(1))
+    assert collage._cropped._cache_size() == 1

@@ -219,3 +219,32 @@ def test_shapes_that_disagree():
 def test_a_temperature_of_zero_is_refused(loss):
     with pytest.raises(ValueError, match="temperature must be above 0, found 0"):
         loss(jnp.ones((2, 3)), jnp.ones((2, 3)), temperature=0)
+
+
+def test_constants_of_a_program_may_be_arrays():
+    student, soft = logits()
+    temperature, epsilon = jnp.float32(2.0), jnp.float32(0.1)
+    matched = jax.jit(
+        lambda s, t: losses.logit_matching(
+            s, t, temperature=temperature, epsilon=epsilon
+        )
+    )(student, soft)
+    np.testing.assert_allclose(matched, losses.logit_matching(student, soft), rtol=1e-6)
+
+
+def test_called_eagerly_it_is_compiled_once():
+    student, soft = logits()
+    options = {"num_iters": 3}
+    losses.logit_matching(student, soft, **options)
+    jax.grad(losses.logit_matching)(student, soft, **options)
+    compiled = []
+
+    def listen(name, seconds, **_):
+        if "backend_compile" in name:
+            compiled.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    losses.logit_matching(student, soft, **options)
+    jax.grad(losses.logit_matching)(student, soft, **options)
+    jax.monitoring.unregister_event_duration_listener(listen)
+    assert not compiled

@@ -93,6 +93,8 @@ def test_a_divergence_has_one_penalty():
     x = jnp.ones((3, 2))
     with pytest.raises(ValueError, match=r"must be equal, found \(1.0, 0.7\)"):
         ot.sinkhorn_divergence(x, x, epsilon=1.0, tau_b=0.7)
+    with pytest.raises(ValueError, match="solver must be 'sinkhorn'"):
+        ot.sinkhorn_divergence(x, x, epsilon=1.0, tau_a=0.7, tau_b=0.7, solver="ott")
 
 
 def test_bfloat16_points_with_a_cost_of_ott():

@@ -236,3 +236,11 @@ def test_distance_of_features_is_the_divergence_up_to_the_real_term():
     np.testing.assert_allclose(end, ours, atol=1e-5)
     start = jax.grad(lambda x: feature_distance(x, y, settings, 0.0))(x)
     assert np.abs(start - ours).max() > 1e-3
+
+
+@pytest.mark.parametrize("divergence", ["sinkhorn", "distance"])
+def test_features_that_are_all_alike_have_a_distance(divergence):
+    settings = config().refine
+    settings.divergence, same = divergence, jnp.zeros((3, 4))
+    value, gradient = jax.value_and_grad(feature_distance)(same, same, settings)
+    assert np.isfinite(value) and np.isfinite(gradient).all()

@@ -73,6 +73,7 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
 def test_arrays_that_a_state_holds_twice_can_be_donated(tmp_path, tx):
     w = jnp.ones(3)
     state, _ = train(tmp_path, quadratic, num_steps=2, tx=tx, params={"v": w, "w": w})
+    np.testing.assert_array_equal(w, 1)  # The caller still has its own.
     np.testing.assert_array_equal(state.params["v"], state.params["w"])
     assert (state.params["w"] < 1).all()
 
