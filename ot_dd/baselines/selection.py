@@ -1,7 +1,6 @@
 """Baselines that choose real images: which rows of the training set to keep."""
 
 import numpy as np
-from sklearn.cluster import KMeans
 
 
 def random_rows(labels: np.ndarray, ipc: int, seed: int) -> np.ndarray:
@@ -32,7 +31,7 @@ def kmeans_rows(
     """
     chosen = []
     for rows, points in _by_class(features, labels):
-        clusters = KMeans(ipc, n_init=1, random_state=seed % 2**32).fit(points)
+        clusters = _kmeans(points, ipc, seed)
         distances = clusters.transform(points)
         picked: list[int] = []
         for column in distances.T:  # a row serves one centroid only
@@ -40,6 +39,12 @@ def kmeans_rows(
             picked.append(int(column.argmin()))
         chosen.append(rows[picked])
     return np.stack(chosen)
+
+
+def _kmeans(points, clusters, seed):
+    from sklearn.cluster import KMeans  # Its import takes two seconds.
+
+    return KMeans(clusters, n_init=1, random_state=seed % 2**32).fit(points)
 
 
 def quantise(
@@ -63,7 +68,7 @@ def quantise(
     """
     centroids, weights = [], []
     for _, points in _by_class(features, labels):
-        clusters = KMeans(ipc, n_init=1, random_state=seed % 2**32).fit(points)
+        clusters = _kmeans(points, ipc, seed)
         centroids.append(clusters.cluster_centers_)
         counts = np.bincount(clusters.labels_, minlength=ipc)
         weights.append(counts / counts.mean())

@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, sparse
 
 # Points become copies of one another there: a matrix of this side takes 0.2 GB.
 _LARGEST_ASSIGNMENT = 5000
@@ -29,6 +28,8 @@ def exact(
       ValueError: when shapes or total masses disagree, weights are negative or all
         zero, or the cost is not finite.
     """
+    from scipy import optimize, sparse  # Their import takes half a second.
+
     cost = np.asarray(cost, np.float64)
     if cost.ndim != 2 or 0 in cost.shape:
         raise ValueError(

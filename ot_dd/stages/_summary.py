@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from ot_dd.stages.vocabulary import CHANGES, VARIANTS
 
@@ -265,7 +265,7 @@ def difference(
     if not variance:
         return Difference(mean, None, None, None, paired, unit)
     error = math.sqrt(variance)
-    half = error * float(stats.t.ppf(0.975, freedom))
+    half = error * float(special.stdtrit(freedom, 0.975))
     drawn = _resampled(grids, crossed) + mean
     low, high = (float(v) for v in np.quantile(drawn, (0.025, 0.975)))
     return Difference(mean, error, mean - half, mean + half, paired, unit, (low, high))

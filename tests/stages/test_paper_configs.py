@@ -14,7 +14,8 @@ from ot_dd.distill import run
 
 def write_photographs(root):
     rng = np.random.default_rng(0)
-    for label, colour in enumerate(((200, 40, 40), (40, 200, 40), (40, 40, 200))):
+    colours = (200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40)
+    for label, colour in enumerate(colours):  # As many as the other configs' classes.
         (root / f"n{label}").mkdir(parents=True)
         for i in range(12):
             pixels = np.clip(rng.normal(0, 30, (70, 90, 3)) + colour, 0, 255)
