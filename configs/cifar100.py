@@ -32,4 +32,4 @@ def get_config(arg=None):
     # EDC's CIFAR recipe: 1,000 epochs at batch 50.
     config.student.batch_size = 50
     paper.train_for(config, 1000, num_classes=100)
-    return paper.shrink(config, classes=5, size=32) if "debug" in switches else config
+    return paper.shrink(config) if "debug" in switches else config

@@ -28,4 +28,4 @@ def get_config(arg=None):
     config.lia.mode = "online"
     if switches & {"ipc1", "ipc50"}:
         config.ipc = 50 if "ipc50" in switches else 1
-    return paper.shrink(config, classes=4) if "debug" in switches else config
+    return paper.shrink(config) if "debug" in switches else config

@@ -25,4 +25,4 @@ def get_config(arg=None):
         config.ipc = 50
     config.student.model = "resnet_ap10"
     config.student.batch_size = 50
-    return paper.shrink(config, classes=4) if "debug" in switches else config
+    return paper.shrink(config) if "debug" in switches else config

@@ -64,12 +64,11 @@ def train_for(config: ConfigDict, passes: int, num_classes: int) -> None:
     config.student.steps = passes * images // smaller
 
 
-def shrink(config: ConfigDict, classes: int, size: int = 64) -> ConfigDict:
+def shrink(config: ConfigDict) -> ConfigDict:
     """Turns a paper config into its `:debug` size, on generated images."""
     config = common.shrink(config)
     config.denoiser.class_ids = ()
-    config.data.source = f"synthetic:classes={classes},size={size},n=12"
-    config.data.image_size = size
+    config.data.source, config.data.image_size = "synthetic:classes=4,size=32,n=12", 32
     config.autoencoder.options = dict(channels=(8, 8, 8), blocks=1, groups=4)
     config.denoiser.options = dict(patch=2, dim=16, depth=2, heads=2)
     config.teachers.models = ("resnet18", "convnet3")

@@ -1,5 +1,7 @@
 """PyTorch's versions of our networks, with random weights that use every layer."""
 
+import contextlib
+
 import torch
 
 # torchvision's wheel has compiled operators that do not load beside a CPU build of
@@ -10,6 +12,20 @@ for _name in ("nms", "qnms"):
     _LIBRARY.define(
         f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
     )
+
+
+@contextlib.contextmanager
+def undrawn():
+    """Leaves weights unset that `randomise` sets next: PyTorch draws them for long."""
+    names = "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"
+    kept = {name: getattr(torch.nn.init, name) for name in names}
+    try:
+        for name in names:
+            setattr(torch.nn.init, name, lambda tensor, *args, **options: tensor)
+        yield
+    finally:
+        for name, draw in kept.items():
+            setattr(torch.nn.init, name, draw)
 
 
 def from_torchvision(name, **options):
