@@ -47,6 +47,7 @@ def weights(tmp_path_factory):
 
 def tiny(weights):
     config = imagenette.get_config("debug")
+    config.data.source, config.data.image_size = "synthetic:classes=4,size=64,n=12", 64
     config.autoencoder.weights = str(weights / "autoencoder_kl")
     config.denoiser.weights = str(weights / "dit_s_2")
     config.denoiser.class_ids = (7, 0, 3, 8)
