@@ -74,7 +74,10 @@ class WorkDir:
     def arrays(
         self, name: str, make: Callable[[], dict[str, np.ndarray]]
     ) -> dict[str, np.ndarray]:
-        """Returns the arrays stored as `name`, making and storing them if missing."""
+        """Returns the arrays stored as `name`, making and storing them if missing.
+
+        Those of types that NumPy's files do not know, such as bfloat16, become float32.
+        """
         path = self.path / "cache" / f"{name}.npz"
         with self.turn(name):
             if agree(path.exists()):
@@ -82,7 +85,7 @@ class WorkDir:
             told_to_end()  # asked by all processes; `check` acts on it
             self.metrics.check(name)
             with self.timed(name):
-                made = {key: np.asarray(value) for key, value in make().items()}
+                made = {key: _storable(value) for key, value in make().items()}
             write_atomic(path, lambda file: np.savez(file, **made))
             barrier(name)
             return made
@@ -191,6 +194,11 @@ class WorkDir:
             for path in paths
             if {path.stem, path.stem.rpartition("-")[0]} & self._asked
         }
+
+
+def _storable(array) -> np.ndarray:
+    array = np.asarray(array)
+    return array.astype(np.float32) if array.dtype.isbuiltin == 2 else array
 
 
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -259,6 +260,14 @@ def work(tmp_path):
     made.arrays("thing", lambda: {"x": np.arange(1000)})
     made.json("note", lambda: {"x": 1})
     return made
+
+
+def test_arrays_are_read_as_what_they_are(work):
+    x = jnp.arange(3, dtype=jnp.bfloat16)
+    made = work.arrays("narrow", lambda: {"x": x, "names": ["a", "b"]})
+    read = work.arrays("narrow", dict)
+    assert made["x"].dtype == read["x"].dtype == np.float32
+    assert read["x"].tolist() == [0, 1, 2] and read["names"].tolist() == ["a", "b"]
 
 
 @pytest.mark.parametrize("size", [0, 3, 100, 900])

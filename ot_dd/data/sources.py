@@ -5,7 +5,6 @@ Every source yields a *pool*: pixels or encoded files, and labels. Splitting and
 """
 
 import contextlib
-import difflib
 import functools
 import gzip
 import io
@@ -20,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ot_dd.config import nearest
 from ot_dd.data.stored import Stored
 from ot_dd.parallel import gather_rows
 
@@ -152,12 +152,11 @@ def load(
     """
     kind, _, rest = source.partition(":")
     if kind not in SOURCES:
-        near = difflib.get_close_matches(kind, SOURCES, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = nearest(kind, SOURCES)
         if Path(source).is_dir():
-            hint = f"did you mean 'image_folder:{source}'? "
+            hint = f" (did you mean 'image_folder:{source}'?)"
         raise ValueError(
-            f"data.source = {source!r}: unknown source {kind!r}; {hint}"
+            f"data.source = {source!r}: unknown source {kind!r}{hint}; "
             f"known: {', '.join(SOURCES)}"
         )
     _check_number("data.image_size", image_size, image_size >= 0, "0 or more")

@@ -1,13 +1,12 @@
 """Names to modules."""
 
 import dataclasses
-import difflib
-from collections.abc import Iterable
 from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
 
+from ot_dd.config import nearest
 from ot_dd.models.alexnet import AlexNet
 from ot_dd.models.autoencoder_kl import AutoencoderKL
 from ot_dd.models.autoencoder_small import SmallAutoencoder
@@ -112,22 +111,21 @@ def create(name: str, *, num_classes: int | None = None, **options: Any) -> nn.M
       ValueError: if the name or an option is unknown, or `num_classes` is missing.
     """
     if name not in _MODELS:
-        raise ValueError(f"unknown model {name!r}{_nearest(name, names())}")
+        raise ValueError(
+            f"unknown model {name!r}{nearest(name, names())}; known: {', '.join(names())}"
+        )
     module_class, preset = _MODELS[name]
     fields = {f.name for f in dataclasses.fields(module_class)} - {"parent", "name"}
     for option in options:
         if option not in fields - {"num_classes"}:
-            hint = _nearest(option, sorted(fields - {"num_classes"}))
-            raise ValueError(f"unknown option {option!r} of model {name!r}{hint}")
+            known = sorted(fields - {"num_classes"})
+            raise ValueError(
+                f"unknown option {option!r} of model {name!r}{nearest(option, known)}; "
+                f"known: {', '.join(known)}"
+            )
     if "num_classes" in fields:
         if num_classes is None or num_classes < 1:
             raise ValueError(f"model {name!r}: num_classes={num_classes}, expected > 0")
         options["num_classes"] = num_classes
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     return module_class(**{**preset, **options})
-
-
-def _nearest(word: str, choices: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, choices, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    return f"{hint} Known: {', '.join(choices)}."

@@ -38,12 +38,7 @@ class AlexNet(nn.Module):
         del train  # Neither batch norm nor dropout.
         layers.check_stem(self.stem)
         cifar = self.stem == "cifar"
-        least = 8 if cifar else 63
-        if min(x.shape[1:3]) < least:
-            raise ValueError(
-                f"alexnet with stem={self.stem!r} needs images of at least {least} "
-                f"pixels, got {x.shape[1]}x{x.shape[2]}."
-            )
+        layers.check_size(f"alexnet with stem={self.stem!r}", x, 8 if cifar else 63)
         window = 2 if cifar else 3
         stem = ((5, 5), 1, 2) if cifar else ((11, 11), 4, 2)
         x = nn.relu(layers.Conv(self.width, *stem, name="conv1")(x))

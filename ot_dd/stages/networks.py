@@ -218,7 +218,7 @@ def surrogate(config, shape: tuple[int, ...], num_classes: int) -> Network:
         trajectory = jax.tree.map(
             lambda p: jnp.zeros((slots + 1, *p.shape)).at[0].set(p), params
         )
-        return make_state(params, tx, trajectory)
+        return make_state(params, tx, trajectory, average=False)
 
     def artifact(state):
         return Surrogate(state.model_state, module)

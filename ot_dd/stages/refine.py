@@ -82,7 +82,7 @@ def refine(
                 data_ = data_._replace(features=_KEPT[recipe])
         flat = jnp.asarray(start.images).reshape(-1, *start.images.shape[2:])
         params = _start_params(config, data_.fixed, flat)
-        state = make_state(params, tx, jnp.zeros((), jnp.int32))
+        state = make_state(params, tx, jnp.zeros((), jnp.int32), average=False)
         operations = run_flops(
             step_fn, state, data_, seed, settings.steps,
             strategy=config.parallel.strategy,
@@ -151,7 +151,7 @@ def trace_refinement(config, num_classes: int, pool: tuple, fixed: "Fixed", mesh
 
     def start(fixed, images):
         params = _start_params(config, fixed, images)
-        return make_state(params, tx, jnp.zeros((), jnp.int32))
+        return make_state(params, tx, jnp.zeros((), jnp.int32), average=False)
 
     own = jax.ShapeDtypeStruct((fixed.classes.shape[0], *pool[1:]), jnp.uint8)
     state = jax.eval_shape(start, fixed, own)

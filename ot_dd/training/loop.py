@@ -29,7 +29,7 @@ class TrainState:
       params: trained parameters.
       model_state: other collections, such as batch statistics.
       opt_state: optax's state.
-      ema: exponential moving average of `params`, in float32 or wider.
+      ema: exponential moving average of `params`, in float32 or wider, or None.
     """
 
     step: jax.Array
@@ -39,10 +39,18 @@ class TrainState:
     ema: Any
 
 
-def make_state(params, tx: optax.GradientTransformation, model_state=None):
-    """Returns a fresh `TrainState`; the average starts at the parameters.
+def make_state(
+    params, tx: optax.GradientTransformation, model_state=None, *, average: bool = True
+):
+    """Returns a fresh `TrainState`.
 
     Its arrays are copies, each of its own: `fit` donates them.
+
+    Args:
+      params: what is trained.
+      tx: the optimiser.
+      model_state: other collections that steps change; default none.
+      average: whether the state has an average, which starts at the parameters.
     """
 
     def wide(p):  # A narrow average of slow steps would stand still.
@@ -53,7 +61,7 @@ def make_state(params, tx: optax.GradientTransformation, model_state=None):
         params=params,
         model_state={} if model_state is None else model_state,
         opt_state=tx.init(params),
-        ema=jax.tree.map(wide, params),
+        ema=jax.tree.map(wide, params) if average else None,
     )
     return jax.tree.map(jnp.array, state)
 
@@ -66,7 +74,8 @@ def make_step(
     Args:
       loss_fn: `(params, model_state, key, data) -> (loss, (model_state, metrics))`.
       tx: the optimiser.
-      ema_decay: decay of the parameters' average; 0 keeps it equal to them.
+      ema_decay: decay of the parameters' average, in states that have one; 0 keeps it
+        equal to them.
 
     Returns:
       `(state, key, data) -> (state, metrics)`, the loss among the metrics.
@@ -85,9 +94,11 @@ def make_step(
             raise ValueError(f"loss_fn has metrics called {sorted(taken)}: rename them")
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # The usual warm-up: an average over few steps must forget the initialisation.
-        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-        ema = optax.incremental_update(params, state.ema, 1 - decay)
+        ema = None
+        if state.ema is not None:
+            # The usual warm-up: an average over few steps must forget how it began.
+            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+            ema = optax.incremental_update(params, state.ema, 1 - decay)
         state = TrainState(state.step + 1, params, model_state, opt_state, ema)
         return state, {"loss": loss, **metrics}
 

@@ -276,7 +276,7 @@ def _train_student(static, images, labels, weights, soft, view_key, key, evaluat
 def training_flops(
     module: nn.Module, recipe: Recipe, shape: tuple[int, ...], classes: int
 ) -> float:
-    """Returns the operations of a student's training, without its evaluations.
+    """Returns the operations of a student's training, evaluations by one image each.
 
     Labels count as stored: teachers that label as they go are not in it.
 

@@ -23,12 +23,8 @@ def test_lists_become_tuples():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        (
-            "resnet81",
-            {"num_classes": 2},
-            "unknown model 'resnet81'; did you mean 'resnet",
-        ),
-        ("qqq", {"num_classes": 2}, "unknown model 'qqq'. Known: alexnet, "),
+        ("resnet81", {"num_classes": 2}, "model 'resnet81' .did you mean 'resnet"),
+        ("qqq", {"num_classes": 2}, "unknown model 'qqq'; known: alexnet, "),
         ("convnet3", {"num_classes": 2, "widht": 3}, "'widht'.*did you mean 'width'"),
         ("convnet3", {"num_classes": 2, "parent": 3}, "unknown option 'parent'"),
         ("convnet3", {}, "num_classes=None"),

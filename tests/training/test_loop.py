@@ -34,6 +34,14 @@ def test_the_average_of_narrow_parameters_is_wide(dtype):
     np.testing.assert_allclose(state.ema["w"], average, rtol=5e-2)
 
 
+def test_a_state_without_an_average():
+    tx = optax.sgd(1e-2)
+    state = make_state({"w": jnp.ones(3)}, tx, average=False)
+    state, _ = make_step(quadratic, tx)(state, jax.random.key(0), None)
+    np.testing.assert_allclose(state.params["w"], 0.98)
+    assert state.ema is None
+
+
 def train(folder, loss, *, num_steps, tx=None, params=None, data=(), save_every=1):
     """Runs `fit` one step at a time, in a directory that it may have been run in."""
     work, tx = WorkDir(folder), tx or optax.sgd(1e-2)
