@@ -72,7 +72,7 @@ def describe_set(
         by_class = {k: [round(c[k], 4) for c in classes] for k in classes[0]}
         return {"by_class": by_class, "frechet": frechet}
 
-    key = fingerprint(image_set.key, prepared.key)
+    key = fingerprint(image_set.key, prepared.data_key, prepared.teacher_keys[0])
     name = f"class-geometry-{image_set.name}-{image_set.seed}-{key}"
     found = work.json(name, make)
     means = {k: float(np.mean(values)) for k, values in found["by_class"].items()}

@@ -177,9 +177,11 @@ class Prepared(NamedTuple):
       teachers: classifiers in the config's order.
       surrogate: selected checkpoints, for influence guidance and features.
       trajectory: the surrogate at the start and after every epoch, on the host.
-      key: fingerprint of everything above.
-      data_key: fingerprint of the data alone.
-      teacher_keys: fingerprint of each teacher.
+      data_key: fingerprint of the data.
+      autoencoder_key: of the autoencoder, and so of the latents; the data's is in it.
+      denoiser_key: of the denoiser; that of the latents is in it.
+      surrogate_key: of the surrogate; the data's is in it.
+      teacher_keys: of each teacher.
       facts: accuracies, reconstruction errors and curves, for the report.
     """
 
@@ -190,8 +192,10 @@ class Prepared(NamedTuple):
     teachers: tuple[Classifier, ...]
     surrogate: Surrogate
     trajectory: Surrogate
-    key: str
     data_key: str
+    autoencoder_key: str
+    denoiser_key: str
+    surrogate_key: str
     teacher_keys: tuple[str, ...]
     facts: dict
 

@@ -38,7 +38,7 @@ def fine_tuned(config, workdir: WorkDir, prepared: Prepared) -> Prepared:
     recipe = settings.batch_size, settings.ema, settings.label_dropout, settings.dtype
     if denoiser.class_ids:
         recipe += (denoiser.class_ids,)
-    key = fingerprint(prepared.key, "minimax", MEMORY, steps, rate, recipe)
+    key = fingerprint(prepared.denoiser_key, "minimax", MEMORY, steps, rate, recipe)
     labels = jnp.asarray(prepared.dataset.train.labels)
     order = jnp.argsort(labels)
     counts = jnp.bincount(labels, length=denoiser.num_classes)
@@ -79,4 +79,6 @@ def fine_tuned(config, workdir: WorkDir, prepared: Prepared) -> Prepared:
             step_fn, (prepared.latents, labels, order, first, counts), config.seed + 5,
             lambda state: {}, config.parallel.strategy,
         )  # fmt: skip
-    return prepared._replace(denoiser=denoiser.replace(params=state.ema), key=key)
+    return prepared._replace(
+        denoiser=denoiser.replace(params=state.ema), denoiser_key=key
+    )

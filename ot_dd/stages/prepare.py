@@ -77,8 +77,10 @@ def prepare(config, workdir: WorkDir, loaded=None) -> Prepared:
         teachers=teachers,
         surrogate=surrogate,
         trajectory=to_host(trajectory),
-        key=fingerprint(data_key, ae_key, dn_key, list(teacher_key), su_key),
         data_key=data_key,
+        autoencoder_key=ae_key,
+        denoiser_key=dn_key,
+        surrogate_key=su_key,
         teacher_keys=teacher_key,
         facts={
             "teachers": list(teacher_facts),
@@ -123,8 +125,8 @@ def prepare_teachers(config, workdir: WorkDir, count: int, loaded=None) -> Prepa
     return Prepared(
         dataset=dataset, autoencoder=None, latents=None, denoiser=None,
         teachers=tuple(teacher for teacher, _, _ in trained), surrogate=None,
-        trajectory=None, key=fingerprint(data_key, [key for _, _, key in trained]),
-        data_key=data_key, teacher_keys=tuple(key for _, _, key in trained),
+        trajectory=None, data_key=data_key, autoencoder_key="", denoiser_key="",
+        surrogate_key="", teacher_keys=tuple(key for _, _, key in trained),
         facts={"teachers": [note for _, note, _ in trained]},
     )  # fmt: skip
 

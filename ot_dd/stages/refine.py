@@ -56,7 +56,8 @@ def refine(
     if not settings.steps:
         return start._replace(name=name)
     fields = {name: settings[name] for name in settings if name != "save_every"}
-    key = fingerprint(start.key, fields, config.data.augment, config.seed)
+    inputs = _inputs(prepared, settings)
+    key = fingerprint(start.key, inputs, fields, config.data.augment, config.seed)
     full_name = f"refine-{name}-{start.seed}-{key}"
 
     def make():
@@ -69,7 +70,7 @@ def refine(
         data_ = Data(*_real_images(prepared), _fixed(config, prepared, start), ())
         if settings.pool:
             recipe = fingerprint(
-                prepared.key, settings.features, settings.width, settings.depth,
+                inputs, settings.features, settings.width, settings.depth,
                 settings.pool, view_config,
             )  # fmt: skip
             with workdir.turn("real features"):
@@ -160,6 +161,18 @@ def trace_refinement(config, num_classes: int, pool: tuple, fixed: "Fixed", mesh
         jax.eval_shape(lambda: jax.random.key(0)), settings.steps, mesh=mesh,
         strategy=config.parallel.strategy,
     )[0]  # fmt: skip
+
+
+def _inputs(prepared, settings) -> dict[str, str | tuple[str, ...]]:
+    """Returns the keys of the networks that a refinement uses."""
+    used = {"autoencoder": prepared.autoencoder_key}
+    if settings.optimise == "denoiser":
+        used["denoiser"] = prepared.denoiser_key
+    if "surrogate" in settings.features:
+        used["surrogate"] = prepared.surrogate_key
+    if "teachers" in settings.features:
+        used["teachers"] = prepared.teacher_keys
+    return used
 
 
 def _settings_of(config):

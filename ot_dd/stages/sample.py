@@ -57,13 +57,22 @@ def sample(
     measured = {"transport"} & set(config.guidance.terms)
     group = config.sampler.group or config.ipc
     active_config = {term: config.guidance[term] for term in strengths}
+    of_features = config.guidance.transport.space == "features"
+    by_surrogate = "influence" in strengths or (
+        of_features and "transport" in strengths
+    )
+    inputs = [
+        prepared.denoiser_key,
+        *([prepared.surrogate_key] if by_surrogate else []),
+    ]
     key = fingerprint(
-        prepared.key, sampler_recipe(config), config.ipc, config.seed, seed,
-        active_config,
-    )  # fmt: skip
+        inputs, sampler_recipe(config), config.ipc, config.seed, seed, active_config
+    )
 
     # The measure is no part of the set's recipe, and so not of its key.
     measure = options(config.guidance.transport)
+    if of_features:
+        measure["surrogate"] = prepared.surrogate_key
     if "transport" not in strengths:
         measure = {
             k: v for k, v in measure.items() if k not in ("strength", "normalise")

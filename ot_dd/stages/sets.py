@@ -39,9 +39,8 @@ def distil(
         )  # fmt: skip
     else:
         start = make_set(config, workdir, prepared, config.refine.start, seed, mesh)
-        # Where the start has no chance in it, refinement still has; and its images may
-        # not depend on the networks that refine them.
-        key = fingerprint(start.key, seed, prepared.key)
+        # Where the start has no chance in it, refinement still has.
+        key = fingerprint(start.key, seed)
         start = start._replace(seed=seed, key=key, weights=None)
     if not refined:
         return start
@@ -77,7 +76,7 @@ def make_set(
     if scale and name in ("diffusion", "minimax"):
         prepared = prepared._replace(
             denoiser=prepared.denoiser.replace(scale=scale),
-            key=fingerprint(prepared.key, scale),
+            denoiser_key=fingerprint(prepared.denoiser_key, scale),
         )
     if name == "igd":  # One image after another: deviation is from those before.
         config = config.copy_and_resolve_references()
@@ -130,11 +129,7 @@ def _made_of_real(config, workdir, prepared, name, seed):
     ipc, number = config.ipc, config.seed * 1000 + seed
     alike = without_seed(name, ipc)
     chosen = "always alike" if alike else (config.seed, seed)
-    inputs = prepared.key
-    if name in vocabulary.WITHOUT_GENERATOR:  # The data, and a teacher that chooses.
-        teacher = () if name == "random" else prepared.teacher_keys[:1]
-        inputs = prepared.data_key, *teacher
-    key = fingerprint(inputs, name, ipc, chosen)
+    key = fingerprint(_inputs(prepared, name), name, ipc, chosen)
 
     def make():
         return _MAKERS[name](prepared, labels, ipc, number)
@@ -150,6 +145,16 @@ def _made_of_real(config, workdir, prepared, name, seed):
         name, seed, made["images"], made.get("latents"), key,
         weights=made.get("weights"),
     )  # fmt: skip
+
+
+def _inputs(prepared, name):
+    """Returns the keys of what a baseline made of real images depends on."""
+    if name in vocabulary.WITHOUT_GENERATOR:  # The data, and a teacher that chooses.
+        teacher = () if name == "random" else prepared.teacher_keys[:1]
+        return prepared.data_key, *teacher
+    if name in ("el2n", "forgetting"):
+        return prepared.autoencoder_key, prepared.surrogate_key
+    return (prepared.autoencoder_key,)
 
 
 def _decoded(prepared, latents):
@@ -238,8 +243,9 @@ def _d4m(config, workdir, prepared, name, seed):
     weights = start.weights if name == "quantised" else None
     # The noise has the seed in it, even where the prototypes have no chance.
     key = fingerprint(
-        start.key, sampler_recipe(config), vocabulary.D4M_STRENGTH, config.seed, seed
-    )
+        start.key, prepared.denoiser_key, sampler_recipe(config),
+        vocabulary.D4M_STRENGTH, config.seed, seed,
+    )  # fmt: skip
 
     full_name = f"d4m-{seed}-{key}"
 

@@ -172,7 +172,7 @@ def _transport(config, workdir, prepared, sets):
     def held_out():
         return {"latents": in_batches(encode, (prepared.autoencoder,), test)}
 
-    key = fingerprint(prepared.key)
+    key = prepared.autoencoder_key
     real = workdir.arrays(f"test-latents-{key}", held_out)["latents"]
     real = real.reshape(len(labels), -1)
     size = config.study.transport_points
@@ -191,7 +191,7 @@ def _transport(config, workdir, prepared, sets):
             return {"per_class": costs}
 
         # Latents are the autoencoder's.
-        own = fingerprint(made.key, prepared.key, size)
+        own = fingerprint(made.key, key, size)
         return workdir.json(f"transport-{made.name}-{made.seed}-{own}", make)
 
     per_class = np.array([of_set(made)["per_class"] for made in sets])

@@ -40,6 +40,6 @@ def test_auto_takes_the_ensemble_that_teaches_best(ready, factors, best):
     work, prepared = ready
     teachers = tuple(scaled(prepared.teachers[0], factor) for factor in factors)
     altered = prepared._replace(
-        teachers=teachers, teacher_keys=tuple(map(str, factors)), key=f"altered-{best}"
+        teachers=teachers, teacher_keys=tuple(map(str, factors))
     )
     assert choose_teachers(config(), work, altered) == best

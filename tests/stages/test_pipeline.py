@@ -141,6 +141,13 @@ def test_fields_that_change_no_result_make_nothing(first, tmp_path):
     run(changed, copy, ("prepare",))
     made = {path.name.rpartition("-")[0] for path in set(copy.glob("c*/*")) - kept}
     assert made == {"surrogate-epochs"}
+    # One teacher labels instead of two: images are those that are there.
+    kept = {path for path in copy.glob("c*/*")}
+    changed = config()
+    changed.teachers.models, changed.lia.teachers_by_ipc = ("convnet",), ((1, 1),)
+    run(changed, copy, ("sample", "refine", "relabel"))
+    made = {path.name.rpartition("-")[0] for path in set(copy.glob("c*/*")) - kept}
+    assert made == {"labels-ot_dd-0"}
 
 
 def test_a_smaller_set_leaves_nothing_of_a_larger_one(first, tmp_path):
@@ -169,7 +176,7 @@ def test_stages_run_up_to_the_one_named(first, tmp_path):
     assert not (copy / "results.json").exists()
 
 
-def test_online_labels_equal_stored_ones(first):
+def test_online_labels_equal_stored_ones(first, tmp_path):
     """Soft labels made again from the seeds during training change no digit."""
     import jax.numpy as jnp
 
@@ -189,7 +196,9 @@ def test_online_labels_equal_stored_ones(first):
     made.lia.mode = "online"
     online = relabel(made, work, prepared, product, teachers=2)
     assert online.logits is None and online.bytes() == 0
-    (replayed,) = train(made, work, prepared, [(product, online)])
+    # In another directory: here the student is there, under the same name.
+    (replayed,) = train(made, WorkDir(tmp_path), prepared, [(product, online)])
+    assert replayed["seconds"] != kept["seconds"]
     assert replayed["curve"] == kept["curve"]
     # The parameters on disk are those of the views that the labels belong to.
     from ot_dd import data
