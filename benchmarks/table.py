@@ -27,6 +27,7 @@ from ot_dd.stages.prepare import in_batches, prepare
 from ot_dd.stages.relabel import teachers_for
 from ot_dd.stages.sets import class_features, make_set, make_sets
 from ot_dd.stages.study import label_gap
+from ot_dd.validation import validate
 from ot_dd.workdir import WorkDir
 
 OURS = ("ot_dd", *vocabulary.CHANGES)
@@ -144,9 +145,13 @@ def main(_):
     work = WorkDir(Path(_WORKDIR.value))
     report: dict = {"table": [], "geometry": [], "protocols": {}}
     every: list[dict] = []
+    configs = []
     for ipc in map(int, _IPC.value):
-        config = copy.deepcopy(_CONFIG.value)
-        config.ipc = ipc
+        configs.append(copy.deepcopy(_CONFIG.value))
+        configs[-1].ipc = ipc
+        validate(configs[-1])
+    for config in configs:
+        ipc = config.ipc
         prepared = prepare(config, work)
         real, teachers = real_features(prepared), teachers_for(config, ipc)
         records = []

@@ -36,6 +36,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parses absl's flags, for `app.run`; a wrong one is one line and exit code 2."""
     try:
         rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise flags.Error(f"unexpected argument {rest[1]!r}: see --help")
         getattr(flags.FLAGS.config, "name", "")  # One that was not loaded says so.
         return rest
     except _MISTAKES as error:

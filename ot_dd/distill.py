@@ -20,7 +20,6 @@ where it stopped, and a changed field makes only what depends on it. Results, re
 its fields are explained in configs/common.py, and --config.field=value changes one.
 """
 
-import sys
 import time
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from absl import app, flags, logging
 
 import ot_dd.environment  # noqa: F401 - before JAX
 from ot_dd.command import config_flag, exit_code, parse_flags
-from ot_dd.config import ConfigError
+from ot_dd.config import ConfigError, to_dict
 
 _CONFIG = config_flag(
     "The run's config; `file.py:switch` passes a switch, such as :debug."
@@ -74,7 +73,7 @@ def run(
     from ot_dd.parallel import data_mesh
     from ot_dd.stages import vocabulary
     from ot_dd.stages.distilled import write_distilled
-    from ot_dd.stages.prepare import describe, prepare
+    from ot_dd.stages.prepare import prepare
     from ot_dd.stages.results import write_config, write_results
     from ot_dd.stages.sets import distil
     from ot_dd.stages.study import run_study
@@ -92,7 +91,7 @@ def run(
         default=len(vocabulary.STAGES),
     )
     work = WorkDir(workdir, tensorboard=tensorboard)
-    write_config(work, describe(config))
+    write_config(work, to_dict(config))
     banner = _Banner(work, vocabulary.STAGES[last] if stages else "")
 
     banner("prepare", "data, autoencoder, denoiser, teachers, surrogate")
@@ -135,11 +134,8 @@ class _Banner:
         self._work.metrics.say(f"[{elapsed:6.1f} s] done")
 
 
-def main(argv):
+def main(_):
     """Parses the flags and runs; a wrong config is one line and exit code 2."""
-    if len(argv) > 1:
-        print(f"unexpected argument {argv[1]!r}: see --help", file=sys.stderr)
-        return 2
     logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
     workdir = Path(_WORKDIR.value or Path("out") / config.name)

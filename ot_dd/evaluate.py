@@ -11,7 +11,6 @@ directory of a `distill` run its teachers and networks are there already. Protoc
 `ot_dd/training/protocols.py`. What was trained is kept: the same command again goes on.
 """
 
-import sys
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -50,11 +49,8 @@ _WORKDIR = flags.DEFINE_string(
 _JSON = flags.DEFINE_string("json", "", "Where to write everything that was found.")
 
 
-def main(argv):
+def main(_):
     """Parses the flags and runs; a wrong one is one line and exit code 2."""
-    if len(argv) > 1:
-        print(f"unexpected argument {argv[1]!r}: see --help", file=sys.stderr)
-        return 2
     logging.set_verbosity(logging.WARNING)
     return exit_code(_judge)
 

@@ -97,7 +97,7 @@ def _parquet(root, files, labels, about):
         from pyarrow import parquet
     except ModuleNotFoundError as error:
         raise ValueError(
-            "--format=parquet needs pyarrow: pip install pyarrow"
+            "--format=parquet needs the extra export: pip install 'ot-dd[export]'"
         ) from error
     image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     features = {

@@ -24,7 +24,6 @@ os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-import sys
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -44,11 +43,8 @@ _CACHE = flags.DEFINE_string("cache", "out/plan", "Where compiled programs' fact
 _JSON = flags.DEFINE_string("json", "", "Where to write everything as JSON.")
 
 
-def main(argv):
+def main(_):
     """Parses the flags, compiles and prints; 1 when something does not fit."""
-    if len(argv) > 1:
-        print(f"unexpected argument {argv[1]!r}: see --help", file=sys.stderr)
-        return 2
     logging.set_verbosity(logging.ERROR)
     found = {}
 

@@ -155,6 +155,9 @@ def _check_names(config):
     for name in config.teachers.weights:
         want = f"must be one of config.teachers.models{nearest(name, teachers)}"
         _need(name in teachers, "teachers.weights", name, want)
+    for name in config.teachers.options:  # Others' options wait for their model.
+        want = f"must be a registered classifier{nearest(name, names)}"
+        _need(name in names, "teachers.options", name, want)
     studied = {"baselines": vocabulary.BASELINES, "ablations": vocabulary.ABLATIONS}
     for field, known in studied.items():
         for name in config.study[field]:

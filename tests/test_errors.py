@@ -50,6 +50,8 @@ FIELDS = [
     ({"sampler.name": "ddmp"}, "did you mean 'ddpm'"),
     ({"sampler.name": "ddpm"}, "is sampled by flow"),
     ({"sampler.num_steps": 0}, "config.sampler.num_steps is 0"),
+    ({"sampler.name": "ddpm", "denoiser.parametrization": "epsilon",
+      "sampler.num_steps": 2000}, "config.sampler.num_steps is 2000: must be from 2"),
     ({"sampler.group": 3, "ipc": 10}, "divide ipc=10"),
     ({"guidance.terms": ("transprot",)}, "did you mean 'transport'"),
     ({"guidance.transport.window": (3, 40)}, "within the 4 steps"),
@@ -94,6 +96,7 @@ FIELDS = [
     ({"surrogate.similarity_threshold": float("nan")},
      "config.surrogate.similarity_threshold is nan: must be a finite number"),
     ({"seed": 2**32}, "config.seed is 4294967296: must be below 2**32"),
+    ({"teachers.options": {"convent": {}}}, "did you mean 'convnet'"),
     ({"student.options": {"width": 3.5}}, "config.student does not fit images"),
     (
         {"autoencoder.model": "autoencoder_small",

@@ -178,6 +178,15 @@ def test_an_exported_image_folder_is_a_distilled_set(distilled, tmp_path):
     assert len(list((again / "train").rglob("*.png"))) == 6
 
 
+def test_the_command(distilled, tmp_path):
+    command = [
+        sys.executable, "-m", "ot_dd.export", f"--distilled={distilled[0]}",
+        f"--output={tmp_path / 'out'}", "--format=parquet",
+    ]  # fmt: skip
+    assert subprocess.run(command).returncode == 0
+    assert list((tmp_path / "out").rglob("*.parquet"))
+
+
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
     [
@@ -192,7 +201,7 @@ def test_an_exported_image_folder_is_a_distilled_set(distilled, tmp_path):
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(
-    distilled, tmp_path, change, arguments, message
+    distilled, tmp_path, capsys, change, arguments, message
 ):
     root, _, _ = distilled
     if change == "output":
@@ -208,12 +217,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
         write_json(root / "dataset.json", about | {"provenance": None})
     elif change == "json":
         (root / "dataset.json").unlink()
-    command = [
-        sys.executable, "-m", "ot_dd.export", f"--distilled={root}",
-        f"--output={tmp_path / 'out'}", *arguments,
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and message in done.stderr, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    given = [f"--distilled={root}", f"--output={tmp_path / 'out'}", *arguments]
+    assert exporting.main(given) == 2
+    said = capsys.readouterr().err
+    assert message in said and len(said.strip().splitlines()) == 1
     left = {p.name for p in tmp_path.iterdir()} - {"run"}
     assert left == ({"out"} if change == "output" else set())

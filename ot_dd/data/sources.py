@@ -40,7 +40,6 @@ FASHION_MNIST_CLASSES = (
     "Bag",
     "Ankle boot",
 )
-SOURCES = ("digits", "fashion_mnist", "image_folder", "synthetic", "tfds")
 # One random stream for each decision, so that changing one leaves the others alone.
 _TEST_STREAM, _LIMIT_STREAM, _VALIDATION_STREAM = range(3)
 
@@ -78,23 +77,29 @@ class _Encoded(NamedTuple):
     checksum: int = 0
 
 
-class _Pool(NamedTuple):
-    """Items: pixels uint8 `[n, h, w, c]`, or an object array `[n]` of `_Encoded`."""
+class Pool(NamedTuple):
+    """Items: pixels uint8 `[n, h, w, c]`, or an object array `[n]` of `_Encoded`.
+
+    Labels are integers `[n]` from 0.
+    """
 
     items: np.ndarray
     labels: np.ndarray
 
-    def take(self, indices: np.ndarray) -> "_Pool":
-        return _Pool(self.items[indices], self.labels[indices])
+    def take(self, indices: np.ndarray) -> "Pool":
+        return Pool(self.items[indices], self.labels[indices])
 
 
-class _Source(NamedTuple):
-    """What a reader returns; a split that is None is cut from `train`."""
+class Source(NamedTuple):
+    """What a reader returns; a split that is None is cut from `train`.
+
+    `name` and `provenance` go out with a distilled set: no path of a machine in them.
+    """
 
     name: str
-    train: _Pool
-    validation: _Pool | None
-    test: _Pool | None
+    train: Pool
+    validation: Pool | None
+    test: Pool | None
     class_names: tuple[str, ...]
     provenance: str
 
@@ -151,13 +156,13 @@ def load(
       FileNotFoundError: A directory or file is missing.
     """
     kind, _, rest = source.partition(":")
-    if kind not in SOURCES:
-        hint = nearest(kind, SOURCES)
+    if kind not in READERS:
+        hint = nearest(kind, READERS)
         if Path(source).is_dir():
             hint = f" (did you mean 'image_folder:{source}'?)"
         raise ValueError(
             f"data.source = {source!r}: unknown source {kind!r}{hint}; "
-            f"known: {', '.join(SOURCES)}"
+            f"known: {', '.join(READERS)}"
         )
     _check_number("data.image_size", image_size, image_size >= 0, "0 or more")
     _check_number("data.max_per_class", max_per_class, max_per_class >= 0, "0 or more")
@@ -182,19 +187,8 @@ def load(
             f"data.source = {source!r} has no path; write {kind}:/path/to/directory"
         )
 
-    if kind == "digits":
-        found = _read_digits()
-        test_fraction = 0.4
-    elif kind == "fashion_mnist":
-        found = _read_fashion_mnist(data_dir)
-    elif kind == "image_folder":
-        root = Path(data_dir).expanduser() / Path(rest).expanduser()
-        found = _read_image_folder(root)
-    elif kind == "tfds":
-        found = _read_tfds(rest, data_dir)
-    else:
-        found = _make_synthetic(rest)
-
+    found = READERS[kind](rest, data_dir)
+    test_fraction = 0.4 if kind == "digits" else test_fraction
     train, validation, test = found.train, found.validation, found.test
     num_classes = len(found.class_names)
     for split, pool in (("train", train), ("validation", validation), ("test", test)):
@@ -239,7 +233,7 @@ def _check_number(field: str, value: float, valid: bool, wanted: str) -> None:
         raise ValueError(f"{field} = {value!r}: must be {wanted}")
 
 
-def _check_labels(labels: np.ndarray, found: _Source, split: str) -> None:
+def _check_labels(labels: np.ndarray, found: Source, split: str) -> None:
     num_classes = len(found.class_names)
     bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if bad.size:
@@ -252,7 +246,7 @@ def _check_labels(labels: np.ndarray, found: _Source, split: str) -> None:
 # --- Splits ---------------------------------------------------------------------------
 
 
-def _split(pool: _Pool, fraction: float, seed: Sequence[int]) -> tuple[_Pool, _Pool]:
+def _split(pool: Pool, fraction: float, seed: Sequence[int]) -> tuple[Pool, Pool]:
     """Cuts a stratified `fraction` off a pool; returns (kept, cut), both in order."""
     counts = np.bincount(pool.labels)
     cut = np.zeros(len(pool.labels), bool)
@@ -279,7 +273,7 @@ def _quotas(counts: np.ndarray, fraction: float) -> np.ndarray:
     return np.clip(quotas, np.minimum(1, np.maximum(counts - 1, 0)), counts - 1).clip(0)
 
 
-def _limit(pool: _Pool, size: int, seed: Sequence[int]) -> _Pool:
+def _limit(pool: Pool, size: int, seed: Sequence[int]) -> Pool:
     """Keeps at most `size` random images of each class, in their order."""
     rng = np.random.default_rng(seed)
     kept = [
@@ -292,7 +286,7 @@ def _limit(pool: _Pool, size: int, seed: Sequence[int]) -> _Pool:
 # --- Pixels ---------------------------------------------------------------------------
 
 
-def _decoded(pools: Sequence[_Pool], image_size: int, in_memory_gb: float):
+def _decoded(pools: Sequence[Pool], image_size: int, in_memory_gb: float):
     """Returns `(images, pool)` of each split, decoded now or when they are used."""
     sizes = [4 * 3 * image_size**2 * len(pool.labels) for pool in pools]
     stored = [
@@ -445,17 +439,17 @@ def _fit(image, image_size: int) -> np.ndarray:
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def _encoded_pool(images: Sequence[_Encoded], labels: Sequence[int]) -> _Pool:
+def _encoded_pool(images: Sequence[_Encoded], labels: Sequence[int]) -> Pool:
     items = np.empty(len(images), object)
     for i, image in enumerate(images):  # `items[:] = images` would unpack the tuples.
         items[i] = image
-    return _Pool(items, np.asarray(labels, np.int64))
+    return Pool(items, np.asarray(labels, np.int64))
 
 
 # --- Readers --------------------------------------------------------------------------
 
 
-def _read_digits() -> _Source:
+def _read_digits(rest: str, data_dir: str) -> Source:
     import sklearn
     from sklearn.datasets import load_digits
 
@@ -463,11 +457,11 @@ def _read_digits() -> _Source:
     # Counts of set pixels in 4x4 blocks, 0..16.
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     provenance = f"scikit-learn {sklearn.__version__} load_digits (UCI optdigits)"
-    pool = _Pool(pixels, digits.target.astype(np.int64))
-    return _Source("digits", pool, None, None, tuple("0123456789"), provenance)
+    pool = Pool(pixels, digits.target.astype(np.int64))
+    return Source("digits", pool, None, None, tuple("0123456789"), provenance)
 
 
-def _read_fashion_mnist(data_dir: str) -> _Source:
+def _read_fashion_mnist(rest: str, data_dir: str) -> Source:
     directory = Path(data_dir).expanduser() if data_dir else FASHION_MNIST_DIR
     pools = []
     for stem in ("train", "t10k"):
@@ -488,7 +482,7 @@ def _read_fashion_mnist(data_dir: str) -> _Source:
                 f"{paths[0]} has {len(images)} images, {paths[1]} has {len(labels)} "
                 "labels; they are not of one set, get both again"
             )
-        pools.append(_Pool(images[..., None], labels.astype(np.int64)))
+        pools.append(Pool(images[..., None], labels.astype(np.int64)))
     train, test = pools
     if train.items.shape[1:] != test.items.shape[1:]:
         raise ValueError(
@@ -496,9 +490,7 @@ def _read_fashion_mnist(data_dir: str) -> _Source:
             f"{test.items.shape[1:3]} pixels; get the four files again"
         )
     provenance = "Fashion-MNIST (Xiao et al. 2017), its four idx files"
-    return _Source(
-        "fashion_mnist", train, None, test, FASHION_MNIST_CLASSES, provenance
-    )
+    return Source("fashion_mnist", train, None, test, FASHION_MNIST_CLASSES, provenance)
 
 
 def _read_idx(path: Path, ndim: int) -> np.ndarray:
@@ -528,7 +520,8 @@ def _read_idx(path: Path, ndim: int) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
 
 
-def _read_image_folder(root: Path) -> _Source:
+def _read_image_folder(path: str, data_dir: str) -> Source:
+    root = Path(data_dir).expanduser() / Path(path).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"data.source: no directory {root} for image_folder")
     name = root.resolve().name
@@ -537,7 +530,7 @@ def _read_image_folder(root: Path) -> _Source:
     # A class may be called "train": the split folder is the one that holds folders.
     if not ((root / "train").is_dir() and _subfolders(root / "train")):
         classes, pool = _read_class_folders(root)
-        return _Source(name, pool, None, None, classes, provenance)
+        return Source(name, pool, None, None, classes, provenance)
     classes, train = _read_class_folders(root / "train")
     splits = {}
     known = {"validation": ("val", "valid", "validation"), "test": ("test",)}
@@ -557,7 +550,7 @@ def _read_image_folder(root: Path) -> _Source:
     validation, test = splits["validation"], splits["test"]
     if test is None:
         validation, test = None, validation
-    return _Source(name, train, validation, test, classes, provenance)
+    return Source(name, train, validation, test, classes, provenance)
 
 
 # How words begin that people have in the names of their splits.
@@ -608,7 +601,7 @@ def image_paths(folder: Path) -> list[Path]:
     )
 
 
-def _read_class_folders(root: Path) -> tuple[tuple[str, ...], _Pool]:
+def _read_class_folders(root: Path) -> tuple[tuple[str, ...], Pool]:
     """Lists `root/<class>/**/*.png` and so on; the order is the sorted paths'."""
     folders = _subfolders(root)
     if not folders:
@@ -640,16 +633,10 @@ def _read_class_folders(root: Path) -> tuple[tuple[str, ...], _Pool]:
     return tuple(folder.name for folder in folders), _encoded_pool(images, labels)
 
 
-def _read_tfds(path: str, data_dir: str) -> _Source:
+def _read_tfds(path: str, data_dir: str) -> Source:
     """Reads a TFDS directory through its random-access reader, without TensorFlow."""
-    try:
-        import tensorflow_datasets as tfds
-        from etils import epath
-    except ImportError as error:
-        raise ImportError(
-            "data.source tfds:PATH needs tensorflow-datasets and array_record (not "
-            "TensorFlow): pip install tensorflow-datasets array_record"
-        ) from error
+    import tensorflow_datasets as tfds
+    from etils import epath
 
     # epath and not pathlib: the directory may be in a bucket (gs://).
     root = epath.Path(path).expanduser()
@@ -684,7 +671,7 @@ def _read_tfds(path: str, data_dir: str) -> _Source:
     if "train" not in info.splits:
         raise ValueError(f"{root} has no split 'train', only {sorted(info.splits)}")
 
-    def read(split: str) -> _Pool | None:
+    def read(split: str) -> Pool | None:
         if split not in info.splits:
             return None
         # Encoded bytes: they are decoded later, and only those that are kept.
@@ -722,7 +709,7 @@ def _read_tfds(path: str, data_dir: str) -> _Source:
         validation, test = None, validation
     classes = tuple(info.features["label"].names)
     provenance = f"TFDS {info.full_name}"
-    return _Source(info.name, train, validation, test, classes, provenance)
+    return Source(info.name, train, validation, test, classes, provenance)
 
 
 @contextlib.contextmanager
@@ -737,7 +724,7 @@ def _damage_explained(root):
         ) from error
 
 
-def _make_synthetic(text: str) -> _Source:
+def _make_synthetic(text: str, data_dir: str) -> Source:
     """Gratings: a class has its own direction, frequency and colours; phases vary."""
     options = {"classes": 10, "size": 64, "n": 20, "channels": 3, "seed": 0}
     least = {"classes": 1, "size": 2, "n": 2, "channels": 1, "seed": 0}
@@ -773,8 +760,18 @@ def _make_synthetic(text: str) -> _Source:
         image = image + rng.normal(0, 0.05, image.shape)
         pixels[label] = np.round(255 * image.clip(0, 1))
     labels = np.repeat(np.arange(classes), n)
-    pool = _Pool(pixels.reshape(-1, size, size, channels), labels)
+    pool = Pool(pixels.reshape(-1, size, size, channels), labels)
     digits = len(str(classes - 1))
     names = tuple(f"grating_{label:0{digits}d}" for label in range(classes))
     provenance = f"generated gratings, {options}"
-    return _Source("synthetic", pool, None, None, names, provenance)
+    return Source("synthetic", pool, None, None, names, provenance)
+
+
+# What a source's name stands for: `(what follows the colon, data.data_dir) -> Source`.
+READERS: dict[str, Callable[[str, str], Source]] = {
+    "digits": _read_digits,
+    "fashion_mnist": _read_fashion_mnist,
+    "image_folder": _read_image_folder,
+    "synthetic": _make_synthetic,
+    "tfds": _read_tfds,
+}

@@ -12,11 +12,8 @@ from jax.experimental import multihost_utils
 from ot_dd.config import ConfigError
 
 # What a cluster sets on every one of its machines; JAX reads the rest from there.
-_CLUSTERS = (
-    "TPU_WORKER_HOSTNAMES",  # Cloud TPU slices of several hosts as GKE starts them
-    "MEGASCALE_COORDINATOR_ADDRESS",  # several slices
-    "JAX_COORDINATOR_ADDRESS",
-)
+# Beside TPU_WORKER_HOSTNAMES, which names one host or several.
+_CLUSTERS = ("MEGASCALE_COORDINATOR_ADDRESS", "JAX_COORDINATOR_ADDRESS")
 
 
 def start_processes(
@@ -67,7 +64,7 @@ def start_processes(
 def _is_cluster() -> bool:
     """Whether the environment says that this is one machine of several."""
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    if any(os.environ.get(name) for name in _CLUSTERS[1:]) or "," in hosts:
+    if any(os.environ.get(name) for name in _CLUSTERS) or "," in hosts:
         return True
     return int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ
 

@@ -21,6 +21,7 @@ from ot_dd.parallel import place, worth_dividing
 from ot_dd.stages import networks, prepare, refine, relabel, sample, study, train
 from ot_dd.stages.vocabulary import CHANGES, D4M_STRENGTH
 from ot_dd.training import trace_steps
+from ot_dd.training.loop import CHUNK
 from ot_dd.training.students import trace_student
 
 
@@ -336,7 +337,7 @@ def _refinement(config, sizes, pod, made) -> Program:
     names = study.sets_of(config)
     own = [name for name in names if name in CHANGES or name == "ot_dd"]
     refined = sum(CHANGES.get(name, {}).get("refine.steps") != 0 for name in own)
-    runs = settings.steps / min(25, settings.steps)
+    runs = settings.steps / min(CHUNK, settings.steps)
     return Program(
         "refine", f"refine {settings.optimise}", traced,
         runs * refined * config.study.num_sets, pod.mesh.size, runs,
@@ -348,11 +349,12 @@ def _students(config, sizes, pod, made) -> Iterator[Program]:
     """Yields the writing of soft labels and the training of each kind of student."""
     teachers = relabel.teachers_for(config, config.ipc)
     sets, students = config.study.num_sets, config.study.num_students
-    kinds = Counter(
-        (labels, count)
-        for _, labels, _, count, _ in study.students_of(config, teachers)
-    )
-    names = len(study.sets_of(config))
+    studied = study.students_of(config, teachers)
+    kinds = Counter((labels, many) for _, labels, _, many, _ in studied)
+    # A set's labels by so many teachers are written once, whoever learns from them.
+    labelled = {
+        (name, many) for name, labels, _, many, _ in studied if labels == "soft"
+    }
     module = models.create(
         config.student.model,
         num_classes=sizes.classes,
@@ -362,18 +364,20 @@ def _students(config, sizes, pod, made) -> Iterator[Program]:
     images = jax.ShapeDtypeStruct((count, *sizes.shape), jnp.uint8)
     numbers = jax.ShapeDtypeStruct((count,), jnp.int32)
     batches, size, views = relabel.views_of(config, count)
+    stored = config.lia.mode != "online"
     mesh = pod.host if worth_dividing(size, pod.host.size) else _one(pod)
     parts = train.part_shape(sizes.test, pod.host.size)
     evaluation = (
         jax.ShapeDtypeStruct((*parts, *sizes.shape), jnp.uint8),
         jax.ShapeDtypeStruct(parts, jnp.int32),
     )
-    if config.lia.mode != "online" and "soft" in config.study.labels:
+    written_by = Counter(many for _, many in labelled) if stored else {}
+    for many, number in sorted(written_by.items()):
         share = -(-views // pod.hosts)
 
-        def written():
+        def written(many=many, share=share):
             augment = networks.augment_config(config.data.augment)
-            inputs = images, numbers, _key(), made.ensemble[:teachers]
+            inputs = images, numbers, _key(), made.ensemble[:many]
             with jax.set_mesh(mesh):
                 return relabel.write_labels.trace(
                     (batches, size, share, augment), 0,
@@ -381,7 +385,7 @@ def _students(config, sizes, pod, made) -> Iterator[Program]:
                 )  # fmt: skip
 
         yield Program(
-            "relabel", f"soft labels of {teachers} teachers", written, names * sets,
+            "relabel", f"soft labels of {many} teachers", written, number * sets,
             mesh.size, 1, "student.batch_size or lia.mode='online'",
         )  # fmt: skip
     for (labels, many), number in kinds.items():
@@ -391,7 +395,7 @@ def _students(config, sizes, pod, made) -> Iterator[Program]:
             soft = None
             if labels == "soft":
                 soft = made.ensemble[:many]
-                if config.lia.mode != "online":
+                if stored:
                     shape = views, batches, size, sizes.classes
                     soft = jax.ShapeDtypeStruct(shape, jnp.float16)
             return trace_student(
@@ -441,7 +445,7 @@ def _length(data) -> int:
     """Returns the steps in one call of the program that trains on `data`."""
     parts = jax.tree.leaves(data, is_leaf=lambda part: isinstance(part, Stream))
     streams = [part for part in parts if isinstance(part, Stream)]
-    return streams[0].chunk(25) if streams else 25
+    return streams[0].chunk(CHUNK) if streams else CHUNK
 
 
 def _column(shape, dtype) -> np.ndarray:

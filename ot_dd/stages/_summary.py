@@ -202,10 +202,9 @@ def robustness(rows: Iterable["Row"], full_hard: float | None) -> float | None:
 
 
 def find_reference(names: Iterable[str]) -> str | None:
-    """Returns the set of random real images: `random`, `random_real`, or alike."""
-    names = list(names)
-    preferred = [n for n in ("random", "random_real") if n in names]
-    return next(iter(preferred + [n for n in names if n.startswith("random")]), None)
+    """Returns the set of random real images: `random`, else `random_decoded`, if any."""
+    names = set(names)
+    return next((n for n in ("random", "random_decoded") if n in names), None)
 
 
 def short_title(name: str, sets: Mapping | None = None) -> str:

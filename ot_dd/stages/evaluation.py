@@ -73,7 +73,7 @@ def parse_sets(texts: Sequence[str], reserved: Sequence[str]) -> list[tuple]:
             parts = [p for p in path.absolute().parts[-2:] if p != "distilled"]
             name = (parts or ["distilled"])[-1]
         name = re.sub(r"[^\w.-]+", "-", name)
-        if name in reserved or name.startswith(("no_", "random")):
+        if name in reserved:
             raise ConfigError(
                 f"--distilled has {text!r}: {name!r} is the name of a set made here; "
                 f"give another as --distilled=name={path}"
@@ -157,6 +157,11 @@ def evaluate(
         check_ipc(
             ipcs[-1], dataset, "the images per class of a folder, and of baselines,"
         )
+    sized = []
+    for ipc in ipcs if baselines else ():
+        sized.append(config.copy_and_resolve_references())
+        sized[-1].ipc = ipc
+        validate(sized[-1])
     if set(baselines) <= set(vocabulary.WITHOUT_GENERATOR):
         count = max(_teachers(config, chosen, ipc) for ipc in ipcs)
         if set(baselines) - {"random"}:
@@ -164,10 +169,8 @@ def evaluate(
         prepared = prepare_teachers(config, work, count, loaded)
     else:
         prepared = prepare(config, work, loaded)
-    for ipc in ipcs if baselines else ():
-        sized = config.copy_and_resolve_references()
-        sized.ipc = ipc
-        made = make_sets(sized, work, prepared, baselines, sets, data_mesh())
+    for own in sized:
+        made = make_sets(own, work, prepared, baselines, sets, data_mesh())
         image_sets += [one for several in made.values() for one in several]
     if variants and not chosen.ours:
         work.metrics.say(

@@ -14,7 +14,7 @@ from flax.errors import FlaxError
 from jax.sharding import PartitionSpec as P
 
 from ot_dd import data, models
-from ot_dd.config import ConfigError, fingerprint, options, to_dict
+from ot_dd.config import ConfigError, fingerprint, options
 from ot_dd.data import Stored, Stream, to_float, to_uint8
 from ot_dd.losses.influence import ravel_gradient
 from ot_dd.parallel import gather_rows, local_mesh, place, side_by_side, to_host
@@ -146,14 +146,14 @@ def load_data(config):
     key = fingerprint(
         _without(config.data, "in_memory_gb"), config.seed, images.shape,
         *(["stored"] if is_stored else []),
-        *([_content(dataset)] if config.data.source.startswith(_CHANGING) else []),
+        *([] if config.data.source.partition(":")[0] in _FIXED else [_content(dataset)]),
     )  # fmt: skip
     if not is_stored:
         images = jnp.asarray(images)
     return dataset, (images, jnp.asarray(labels)), key
 
 
-_CHANGING = ("image_folder:", "tfds:")  # Other sources' names say what is in them.
+_FIXED = ("digits", "fashion_mnist", "synthetic")  # Their names say what is in them.
 
 
 def _content(dataset) -> str:
@@ -662,8 +662,3 @@ def _select(loss_fn, trajectory, train, num_classes, settings):
     # As many as asked for, spread over what was kept.
     places = np.linspace(0, len(kept) - 1, min(settings.checkpoints, len(kept)))
     return [kept[int(round(p))] for p in places]
-
-
-def describe(config) -> dict:
-    """Returns the config as plain values, for `config.json` and the report."""
-    return to_dict(config)

@@ -9,11 +9,10 @@ import numpy as np
 
 from ot_dd import ot
 from ot_dd.checkpoint import read_json, write_json
-from ot_dd.config import options
+from ot_dd.config import options, to_dict
 from ot_dd.parallel import is_leader
 from ot_dd.stages._summary import find_reference, robustness, summarise
 from ot_dd.stages.artifacts import Prepared
-from ot_dd.stages.prepare import describe
 from ot_dd.stages.relabel import SoftLabels
 from ot_dd.stages.report import Figures, print_table, write_report
 from ot_dd.stages.study import Study
@@ -72,7 +71,7 @@ def write_results(
         "product": {k: stored["provenance"][k] for k in ("recipe", "labels")},
         "command": command(),
         "versions": versions(),
-        "config": describe(config),
+        "config": to_dict(config),
         "records": study.records,
         "sets": {
             name: {
@@ -154,13 +153,13 @@ def full_data(config, teachers: list[dict]) -> dict | None:
 
 
 def by_stage(numbers: dict[str, float]) -> dict[str, float]:
-    """Sums a work directory's numbers by stage: the first word of each name."""
+    """Sums a work directory's numbers by the first word of each name; one of teachers."""
     stages: dict[str, float] = {}
     for name, value in numbers.items():
         stage = name.split("-")[0]
-        stage = "teachers" if stage.startswith("teacher_") else stage
-        stages[stage] = round(stages.get(stage, 0.0) + value, 1)
-    return stages
+        stage = "teachers" if stage.startswith("teacher") else stage
+        stages[stage] = stages.get(stage, 0.0) + value
+    return {stage: round(total, 1) for stage, total in stages.items()}
 
 
 def make_figures(config, prepared: Prepared, study: Study) -> Figures:

@@ -99,7 +99,7 @@ def sample(
         }
 
     made = workdir.arrays(f"sample-{name}-{seed}-{file_key}", make)
-    left_out = made.get("left_out", np.zeros((1, 1, len(active), 1), int))
+    left_out = made["left_out"]
     _check_finite(config, active, left_out, f"{name}, seed {seed}")
     left_out = left_out.sum((0, 1, 3))
     if left_out.any():

@@ -19,6 +19,8 @@ from ot_dd.flops import traced_flops
 from ot_dd.metrics import Metrics, Stopped
 from ot_dd.parallel import data_mesh, keep, place, to_host, told_to_end
 
+CHUNK = 25  # Steps in one call of a compiled program.
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -40,8 +42,12 @@ class TrainState:
 
 
 def make_state(
-    params, tx: optax.GradientTransformation, model_state=None, *, average: bool = True
-):
+    params: Any,
+    tx: optax.GradientTransformation,
+    model_state: Any = None,
+    *,
+    average: bool = True,
+) -> TrainState:
     """Returns a fresh `TrainState`.
 
     Its arrays are copies, each of its own: `fit` donates them.
@@ -115,7 +121,7 @@ def fit(
     num_steps: int,
     checkpoints: Checkpoints,
     metrics: Metrics,
-    chunk: int = 25,
+    chunk: int = CHUNK,
     save_every: int = 500,
     strategy: str = "replicate",
 ) -> tuple[TrainState, dict[str, list[float]]]:
@@ -213,9 +219,8 @@ def run_flops(
 
 
 def trace_steps(
-    step_fn, state, data, key, num_steps: int, *, mesh=None, strategy="replicate",
-    chunk: int = 25,
-):  # fmt: skip
+    step_fn, state, data, key, num_steps: int, *, mesh=None, strategy="replicate"
+):
     """Returns the program that `fit` runs again and again, traced, and its steps.
 
     Args:
@@ -226,12 +231,11 @@ def trace_steps(
       num_steps: total steps.
       mesh: the devices, or None for one.
       strategy: how the state lies on the mesh.
-      chunk: steps in one call.
     """
     stream, data = _stream_of(data)
-    length, batches = min(chunk, num_steps), None
+    length, batches = min(CHUNK, num_steps), None
     if stream is not None:
-        length = min(stream.chunk(chunk), num_steps)
+        length = min(stream.chunk(CHUNK), num_steps)
         batches = stream.example(length, mesh)
     if mesh is not None:
         state = place(state, mesh, strategy=strategy)
