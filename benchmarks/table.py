@@ -22,8 +22,9 @@ from ot_dd.checkpoint import write_json
 from ot_dd.config import fingerprint
 from ot_dd.parallel import data_mesh
 from ot_dd.stages import vocabulary
+from ot_dd.stages.batched import in_batches
 from ot_dd.stages.evaluation import evaluate
-from ot_dd.stages.prepare import in_batches, prepare
+from ot_dd.stages.prepare import prepare
 from ot_dd.stages.relabel import teachers_for
 from ot_dd.stages.sets import class_features, make_set, make_sets
 from ot_dd.stages.study import label_gap

@@ -18,7 +18,7 @@ from ot_dd import models
 from ot_dd.config import options
 from ot_dd.data import Stream
 from ot_dd.parallel import place, worth_dividing
-from ot_dd.stages import networks, prepare, refine, relabel, sample, study, train
+from ot_dd.stages import batched, networks, refine, relabel, sample, study, train
 from ot_dd.stages.vocabulary import CHANGES, D4M_STRENGTH
 from ot_dd.training import trace_steps
 from ot_dd.training.loop import CHUNK
@@ -152,7 +152,7 @@ class _Networks:
             raw = jax.eval_shape(lambda a, x: a.moments(x)[0], made, image)
             channels = jax.ShapeDtypeStruct(raw.shape[-1:], jnp.float32)
             self.autoencoder = made.replace(mean=channels, std=channels)
-        latent = jax.eval_shape(prepare.encode, self.autoencoder, image)
+        latent = jax.eval_shape(batched.encode, self.autoencoder, image)
         self.latent_shape = latent.shape[1:]
         self.denoiser_training = networks.denoiser(
             config, self.latent_shape, sizes.classes
@@ -213,7 +213,7 @@ def _training(config, sizes, pod, made) -> Iterator[Program]:
             "autoencoder",
         )  # fmt: skip
     yield _parts(
-        "prepare", "encode images", prepare.encode, made.autoencoder, images, pod, 1, 1,
+        "prepare", "encode images", batched.encode, made.autoencoder, images, pod, 1, 1,
         "autoencoder.options.slices",
     )  # fmt: skip
     if not config.denoiser.weights:
@@ -258,7 +258,7 @@ def _sampling(config, sizes, pod, made) -> Iterator[Program]:
             batches * sum(plain) * sets, pod.mesh.size, 0, "sampler.class_batch",
         )  # fmt: skip
     yield _parts(
-        "sample", "decode latents", prepare.decode, made.autoencoder, latents, pod,
+        "sample", "decode latents", batched.decode, made.autoencoder, latents, pod,
         (guided + len(plain)) * sets, 1, "autoencoder.options.slices",
     )  # fmt: skip
 
@@ -414,15 +414,15 @@ def _students(config, sizes, pod, made) -> Iterator[Program]:
 
 
 def _parts(stage, name, fn, autoencoder, rows, pod, runs, product, advice):
-    """Returns a program of `prepare.in_batches`."""
+    """Returns a program of `batched.in_batches`."""
     size = min(
-        prepare.rows_at_once(fn, (autoencoder,), rows), -(-len(rows) // pod.mesh.size)
+        batched.rows_at_once(fn, (autoencoder,), rows), -(-len(rows) // pod.mesh.size)
     )
     kind = jnp.float32
     part = jax.ShapeDtypeStruct((size * pod.host.size, *rows.shape[1:]), kind)
 
     def traced():
-        return prepare.apply_to_part.trace(
+        return batched.apply_to_part.trace(
             fn, pod.host, place((autoencoder,), pod.host), place(part, pod.host, "data")
         )
 

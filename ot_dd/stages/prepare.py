@@ -11,19 +11,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.errors import FlaxError
-from jax.sharding import PartitionSpec as P
 
 from ot_dd import data, models
 from ot_dd.config import ConfigError, fingerprint, options
 from ot_dd.data import Stored, Stream, to_float, to_uint8
 from ot_dd.losses.influence import ravel_gradient
-from ot_dd.parallel import gather_rows, local_mesh, place, side_by_side, to_host
+from ot_dd.parallel import side_by_side, to_host
 from ot_dd.stages import networks, pretrained
 from ot_dd.stages.artifacts import (
     Autoencoder,
     Classifier,
     Prepared,
 )
+from ot_dd.stages.batched import (
+    HELD_VALUES,
+    decode_images,
+    encode,
+    in_batches,
+    of_rows,
+)  # fmt: skip
 from ot_dd.stages.networks import as_floats
 from ot_dd.training import fit, restore, run_flops
 from ot_dd.workdir import WorkDir
@@ -184,7 +190,7 @@ def _latents(workdir, autoencoder, images, name):
     shape = (len(images), *one)
     return workdir.records(
         name, shape, np.float32, _PART,
-        lambda rows: _of_rows(encode, (autoencoder,), images, rows),
+        lambda rows: of_rows(encode, (autoencoder,), images, rows),
     )  # fmt: skip
 
 
@@ -297,79 +303,8 @@ def check_shapes(config, shape: tuple[int, ...], num_classes: int) -> None:
         ) from error
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def apply_to_part(fn, mesh, inputs, batch):
-    """Returns `fn(*inputs, batch)`, each device of the mesh with rows of its own."""
-    if mesh is not None:
-        split = P(mesh.axis_names[0])
-        specs = (*(P() for _ in inputs), split)
-        fn = jax.shard_map(
-            fn, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False
-        )
-    return fn(*inputs, batch)
-
-
-def in_batches(fn, inputs: tuple, batch) -> np.ndarray:
-    """Applies `fn(*inputs, part)` to parts of `batch`; a module-level fn compiles once.
-
-    Of several processes each takes its share, on all of its devices, and all get the
-    whole.
-
-    Args:
-      fn: a function defined at module level.
-      inputs: pytrees passed before the part.
-      batch: `[n, ...]`, an array or `Stored`; uint8 images reach `fn` as floats.
-
-    Returns:
-      The concatenated results `[n, ...]`, on the host.
-    """
-    return gather_rows(batch.shape[0], partial(_of_rows, fn, inputs, batch))
-
-
-def _of_rows(fn, inputs, batch, rows):
-    """Applies `fn` to a range of rows; every device of this process takes some."""
-    mesh, share = local_mesh(), -(-batch.shape[0] // jax.device_count())
-    size = min(rows_at_once(fn, inputs, batch), share) * jax.local_device_count()
-    inputs, out = place(inputs, mesh), []
-    for start in range(rows.start, rows.stop, size):
-        part = jnp.asarray(batch[start : min(start + size, rows.stop)])
-        if short := size - part.shape[0]:
-            part = jnp.concatenate([part, jnp.repeat(part[-1:], short, axis=0)])
-        part = as_floats(place(part, mesh, "data"))
-        out.append(apply_to_part(fn, mesh, inputs, part))
-        if len(out) > 1:  # A part is computed while the next one is read.
-            out[-2] = np.asarray(out[-2])
-    return np.concatenate(out)[: len(rows)]
-
-
-def rows_at_once(fn, inputs: tuple, batch) -> int:
-    """Returns how many rows `in_batches` gives a device: 32 images of 256 x 256 x 3."""
-    row = jax.ShapeDtypeStruct((1, *batch.shape[1:]), jnp.float32)
-    out = jax.eval_shape(partial(apply_to_part, fn, None), inputs, row)
-    sizes = (x.size for x in jax.tree.leaves((row, out)))
-    return int(np.clip(_HELD_VALUES // max(sizes), 1, 500))
-
-
-_HELD_VALUES = 32 * 256 * 256 * 3  # Of the images that a device works on at once.
-
-
-def encode(autoencoder, images):
-    """Images `[n, h, w, c]` to latents, for `in_batches`."""
-    return autoencoder.encode(images)
-
-
-def decode(autoencoder, latents):
-    """Latents to images `[n, h, w, c]`, for `in_batches`."""
-    return autoencoder.decode(latents)
-
-
 def _logits(classifier, images):
     return classifier(images)
-
-
-def decode_images(autoencoder: Autoencoder, latents: jax.Array) -> np.ndarray:
-    """Decodes `[n, ...]` latents to float images `[n, h, w, c]` on the host."""
-    return in_batches(decode, (autoencoder,), latents)
 
 
 def accuracy(classifier: Classifier, images: np.ndarray, labels: np.ndarray) -> float:
@@ -614,7 +549,7 @@ def class_gradients(loss_fn, params, classes, batches: jax.Array) -> jax.Array:
         in `[-1, 1]`.
     """
     # A mean over some images at a time, where all of them are more than a device holds.
-    most = max(1, _HELD_VALUES // max(1, batches[0, 0].size))
+    most = max(1, HELD_VALUES // max(1, batches[0, 0].size))
     count = batches.shape[1]
     size = max(n for n in range(1, count + 1) if count % n == 0 and n <= most)
 

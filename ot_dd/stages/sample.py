@@ -10,19 +10,14 @@ from jax.sharding import PartitionSpec as P
 
 from ot_dd import diffusion, platform
 from ot_dd.config import fingerprint, options
-from ot_dd.data import to_uint8
 from ot_dd.diffusion import SAMPLERS, Term, Transport, flow_process, sample_classes
 from ot_dd.diffusion.guidance import influence
 from ot_dd.flops import traced_flops
 from ot_dd.parallel import place, to_host
 from ot_dd.stages.artifacts import ImageSet, Prepared
+from ot_dd.stages.batched import decode_set, in_batches
 from ot_dd.stages.networks import surrogate_loss
-from ot_dd.stages.prepare import (
-    class_gradients,
-    class_rows,
-    decode_images,
-    in_batches,
-)
+from ot_dd.stages.prepare import class_gradients, class_rows
 from ot_dd.stages.vocabulary import TERMS
 from ot_dd.workdir import WorkDir
 
@@ -88,12 +83,9 @@ def sample(
             config, prepared, seed, active, group, mesh
         )
         workdir.count_flops(f"sample-{name}-{seed}-{file_key}", operations)
-        flat = latents.reshape(-1, *latents.shape[2:])
-        images = to_uint8(jnp.asarray(decode_images(prepared.autoencoder, flat)))
-        images = np.asarray(images).reshape(*latents.shape[:2], *images.shape[1:])
         return {
             "latents": latents,
-            "images": images,
+            "images": decode_set(prepared.autoencoder, latents),
             "distances": np.asarray(distances).mean(-1),
             "left_out": left_out,
         }

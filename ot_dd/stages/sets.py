@@ -14,8 +14,8 @@ from ot_dd.flops import traced_flops
 from ot_dd.parallel import side_by_side
 from ot_dd.stages import vocabulary
 from ot_dd.stages.artifacts import ImageSet, Prepared
+from ot_dd.stages.batched import decode_set, in_batches
 from ot_dd.stages.minimax import fine_tuned
-from ot_dd.stages.prepare import decode_images, in_batches
 from ot_dd.stages.refine import refine
 from ot_dd.stages.sample import make_process, sample, sampler_recipe
 from ot_dd.workdir import WorkDir
@@ -140,7 +140,7 @@ def _made_of_real(config, workdir, prepared, name, seed):
         if prepared.latents is not None:
             made["latents"] = np.asarray(prepared.latents[made["rows"]])
     if name == "random_decoded":
-        made["images"] = _decoded(prepared, made["latents"])
+        made["images"] = decode_set(prepared.autoencoder, made["latents"])
     return ImageSet(
         name, seed, made["images"], made.get("latents"), key,
         weights=made.get("weights"),
@@ -155,15 +155,6 @@ def _inputs(prepared, name):
     if name in ("el2n", "forgetting"):
         return prepared.autoencoder_key, prepared.surrogate_key
     return (prepared.autoencoder_key,)
-
-
-def _decoded(prepared, latents):
-    """Decodes latents `[classes, ipc, ...]` to uint8 images."""
-    flat = jnp.asarray(latents.reshape(-1, *latents.shape[2:]))
-    images = np.asarray(
-        to_uint8(jnp.asarray(decode_images(prepared.autoencoder, flat)))
-    )
-    return images.reshape(*latents.shape[:2], *images.shape[1:])
 
 
 def _random(prepared, labels, ipc, seed):
@@ -229,7 +220,8 @@ def _centroids(prepared, labels, ipc, seed):
     shape = (*centroids.shape[:2], *prepared.latents.shape[1:])
     latents = centroids.astype(np.float32).reshape(shape)
     return {
-        "latents": latents, "weights": weights, "images": _decoded(prepared, latents),
+        "latents": latents, "weights": weights,
+        "images": decode_set(prepared.autoencoder, latents),
     }  # fmt: skip
 
 
@@ -262,7 +254,7 @@ def _d4m(config, workdir, prepared, name, seed):
         operations = traced_flops(_sampled_from.trace(*arguments))
         workdir.count_flops(full_name, operations)
         latents = np.asarray(_sampled_from(*arguments)).reshape(shape)
-        return {"latents": latents, "images": _decoded(prepared, latents)}
+        return {"latents": latents, "images": decode_set(prepared.autoencoder, latents)}
 
     made = workdir.arrays(full_name, make)
     if weights is not None:

@@ -11,7 +11,7 @@ from ot_dd.config import fingerprint
 from ot_dd.parallel import side_by_side
 from ot_dd.stages import vocabulary
 from ot_dd.stages.artifacts import ImageSet, Prepared
-from ot_dd.stages.prepare import encode, in_batches
+from ot_dd.stages.batched import encode, in_batches
 from ot_dd.stages.relabel import relabel, teachers_for
 from ot_dd.stages.sets import make_set, make_sets
 from ot_dd.stages.train import train
