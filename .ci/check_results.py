@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from ot_dd.stages.distilled import load_distilled
-from ot_dd.stages.report import headline
+from ot_dd.stages.summary import headline
 
 work = Path(sys.argv[1])
 results = json.loads((work / "results.json").read_text())

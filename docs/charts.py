@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from ot_dd.stages._summary import METHOD, spread
+from ot_dd.stages.summary import METHOD, spread
 from ot_dd.stages.vocabulary import CHANGES, TITLES
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from ot_dd.stages._summary import (
+from ot_dd.stages.summary import (
     LABELS,
     METHOD,
     difference,

@@ -58,9 +58,9 @@ def main(_):
 def _judge():
     from ot_dd.checkpoint import write_json
     from ot_dd.config import ConfigError, nearest
-    from ot_dd.stages._summary import METHOD, as_json, find_reference
     from ot_dd.stages.evaluation import evaluate, parse_sets
-    from ot_dd.stages.report import print_table, summarise
+    from ot_dd.stages.report import print_table
+    from ot_dd.stages.summary import METHOD, as_json, find_reference, summarise
     from ot_dd.stages.vocabulary import VARIANTS
 
     config = _CONFIG.value

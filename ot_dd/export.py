@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from ot_dd.checkpoint import read_json, write_atomic
-from ot_dd.stages._summary import group_runs, spread
 from ot_dd.stages.distilled import image_files, load_distilled
+from ot_dd.stages.summary import group_runs, spread
 
 FORMATS = ("image_folder", "tfds", "parquet")
 

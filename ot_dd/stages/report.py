@@ -1,6 +1,6 @@
 """The report: one standalone HTML page and a table in the terminal.
 
-The page opens with what can be concluded (see `_summary.headline`), then the numbers,
+The page opens with what can be concluded (see `summary.headline`), then the numbers,
 the images, and how they came about. It needs no network and no JavaScript.
 """
 
@@ -18,10 +18,9 @@ from ot_dd.checkpoint import write_atomic
 from ot_dd.stages import _figures as draw
 from ot_dd.stages._figures import Figures
 from ot_dd.stages._html import Html, join, page, tag
-from ot_dd.stages._summary import (
+from ot_dd.stages.summary import (
     METHOD,
     Difference,
-    Headline,
     Outcome,
     Row,
     compare,
@@ -34,16 +33,6 @@ from ot_dd.stages._summary import (
     summarise,
 )
 from ot_dd.stages.vocabulary import VARIANTS
-
-__all__ = [
-    "Figures",
-    "Headline",
-    "Row",
-    "headline",
-    "print_table",
-    "summarise",
-    "write_report",
-]
 
 MAX_CLASSES = 20  # of image rows and distance columns; the page says when it cuts
 

@@ -11,11 +11,11 @@ from ot_dd import ot
 from ot_dd.checkpoint import read_json, write_json
 from ot_dd.config import options, to_dict
 from ot_dd.parallel import is_leader
-from ot_dd.stages._summary import find_reference, robustness, summarise
 from ot_dd.stages.artifacts import Prepared
 from ot_dd.stages.relabel import SoftLabels
 from ot_dd.stages.report import Figures, print_table, write_report
 from ot_dd.stages.study import Study
+from ot_dd.stages.summary import find_reference, robustness, summarise
 from ot_dd.stages.vocabulary import TITLES
 from ot_dd.workdir import WorkDir
 

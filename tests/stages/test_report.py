@@ -14,8 +14,9 @@ from sklearn.datasets import load_digits
 
 from configs import digits
 from docs import picture
-from ot_dd.stages import _figures, _html, report
-from ot_dd.stages._summary import (
+from ot_dd.stages import _figures, _html, report, summary
+from ot_dd.stages.results import full_data
+from ot_dd.stages.summary import (
     compare,
     difference,
     label_robust_score,
@@ -23,7 +24,6 @@ from ot_dd.stages._summary import (
     share_seeds,
     spread,
 )
-from ot_dd.stages.results import full_data
 
 SETS = {  # title, hard, soft, OT distance, bytes of images
     "ot_dd": ("ot-dd: full method", 94.5, 95.6, 1.04, 6400),
@@ -167,7 +167,7 @@ def test_summarise_matches_hand_computation():
         record("random", 0.94, set_seed=2),
         record("ot_dd", 0.98, set_seed=2),
     ]
-    random, method = report.summarise(records)
+    random, method = summary.summarise(records)
     assert (random.set, method.set) == ("random", "ot_dd")
     assert random.hard.difference is None and random.soft is None
     np.testing.assert_allclose(random.hard.accuracy[:3], (92.0, 2.0, 3))
@@ -197,7 +197,7 @@ def test_summarise_keeps_order_variants_students_and_sizes():
         },
         "random": {"title": "random real"},
     }
-    rows = report.summarise(records, sets)
+    rows = summary.summarise(records, sets)
     assert [(r.student, r.set, r.variant) for r in rows] == [
         ("convnet3", "ot_dd", ""),
         ("convnet3", "ot_dd", "no_lia"),
@@ -217,10 +217,10 @@ def test_summarise_keeps_order_variants_students_and_sizes():
 
 def test_ablations_stand_beside_the_method():
     names = ["random", "ot_dd", "kmeans", "no_otg"]
-    rows = report.summarise([record(n, 0.5) for n in names], {n: {} for n in names})
+    rows = summary.summarise([record(n, 0.5) for n in names], {n: {} for n in names})
     assert [r.set for r in rows] == ["random", "ot_dd", "no_otg", "kmeans"]
     records = [record("random", 0.5), record("ot_dd", 0.6), record("no_otg", 0.9)]
-    assert "no otg" not in " ".join(report.headline(records).details)
+    assert "no otg" not in " ".join(summary.headline(records).details)
 
 
 def test_students_of_one_set_do_not_count_as_independent():
@@ -342,7 +342,7 @@ def test_the_score_of_a_run_is_of_its_means():
         record("ot_dd", 0.60, labels="soft"),
     ]  # fmt: skip
     records[3]["set_seed"] = 1
-    rows = report.summarise(records)
+    rows = summary.summarise(records)
     wanted = label_robust_score(full_hard=0.9, hard=0.75, random=0.5, soft=0.6)
     np.testing.assert_allclose(robustness(rows, 0.9), wanted)
     assert robustness(rows, 0.7) is None  # below what the set alone teaches
@@ -356,7 +356,7 @@ def test_values_that_are_missing_or_not_finite_are_left_out():
         record("random", float("nan"), set_seed=2),
         record("random", 0.5),
     ]
-    [row] = report.summarise(records)
+    [row] = summary.summarise(records)
     assert row.hard.accuracy.count == 1 and row.hard.best is None
 
 
@@ -374,14 +374,14 @@ def test_headline_claims_only_what_the_interval_allows(gains, expected):
     for seed, gain in enumerate(gains):
         records.append(record("random", 0.9, set_seed=seed))
         records.append(record("ot_dd", 0.9 + gain, set_seed=seed))
-    found = report.headline(records, {"random": {"title": "random real (10 seeds)"}})
+    found = summary.headline(records, {"random": {"title": "random real (10 seeds)"}})
     assert found.verdict == expected and found.text.endswith(expected)
     assert found.text.startswith("ot-dd ") and " vs random real 90.0" in found.text
     assert ("clearly" in found.text) == (expected in ("better", "worse"))
 
 
 def test_headline_gives_means_deviations_and_difference():
-    found = report.headline(make_results()["records"], make_results()["sets"])
+    found = summary.headline(make_results()["records"], make_results()["sets"])
     number = r"\d+\.\d ± \d+\.\d / \d+\.\d"
     expected = rf"ot-dd {number} vs random real images {number}: \+\d\.\d points, .*"
     assert re.fullmatch(expected, found.text)
@@ -390,9 +390,9 @@ def test_headline_gives_means_deviations_and_difference():
 
 
 def test_headline_without_a_comparison():
-    assert report.headline([]).verdict == "no result"
-    assert report.headline([record("ot_dd", 0.9)]).verdict == "no comparison"
-    assert report.headline([record("random", 0.9)]).verdict == "no comparison"
+    assert summary.headline([]).verdict == "no result"
+    assert summary.headline([record("ot_dd", 0.9)]).verdict == "no comparison"
+    assert summary.headline([record("random", 0.9)]).verdict == "no comparison"
 
 
 def test_a_network_that_was_read_has_no_steps():
@@ -421,7 +421,7 @@ def test_table_in_the_terminal():
     results, numbers = make_results(), {}
     for width in (80, 120):
         console = Console(file=io.StringIO(), width=width)
-        rows = report.summarise(results["records"], results["sets"])
+        rows = summary.summarise(results["records"], results["sets"])
         report.print_table(rows, console)
         text = console.file.getvalue()
         numbers[width] = re.findall(r"\d\d\.\d ± \d\.\d / \d\.\d  ", text)
