@@ -45,7 +45,7 @@ table table_fashion_mnist_ipc50_resnet edc_soft "$early" --ipc=50 --seeds=1 --st
 table table_fashion_mnist_ipc50_resnet_hard dc_hard "$early" --ipc=50 --seeds=1 --students=$residual \
     --names="$hard"
 table table_fashion_mnist_ipc50_resnet_main edc_soft "$early" --ipc=50 --students=$residual \
-    --names=ot_dd,no_lia,no_otm,identity_plan,no_otg,no_refine,mean_matching,random,random_decoded,kmeans,kmeans_features,herding,kcenter,el2n,forgetting,prototypes,quantised,d4m,diffusion,minimax,igd
+    --names=ot_dd,no_lia,no_otm,identity_plan,no_otg,no_refine,mean_matching,random,random_decoded,kmeans,kmeans_features,herding,kcenter,el2n,forgetting,collage,prototypes,quantised,d4m,diffusion,minimax,igd
 table table_fashion_mnist_ipc50_resnet_main_hard dc_hard "$early" --ipc=50 --students=$residual \
     --names="$main"
 table table_fashion_mnist_ipc1 edc_soft "$early" --ipc=1 --students=$narrow,$residual,$transformer \
