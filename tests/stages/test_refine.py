@@ -134,8 +134,9 @@ def test_real_images_may_be_the_start(ready):
     made.refine.steps = 0
     assert (distil(made, work, prepared, seed=1).images == real.images).all()
     # Random rows are those of the data; what refines them is not, and names the result.
-    others = prepared._replace(key="other networks")
+    others = prepared._replace(autoencoder_key="another")
     assert make_set(made, work, others, "random", seed=1).key == real.key
+    made.refine.steps = config().refine.steps
     keys = {distil(made, work, p, seed=1).key for p in (prepared, others)}
     assert len(keys) == 2 and real.key not in keys
 
