@@ -18,18 +18,14 @@ from ot_dd.data import Stored, Stream, to_float, to_uint8
 from ot_dd.losses.influence import ravel_gradient
 from ot_dd.parallel import side_by_side, to_host
 from ot_dd.stages import networks, pretrained
-from ot_dd.stages.artifacts import (
-    Autoencoder,
-    Classifier,
-    Prepared,
-)
+from ot_dd.stages.artifacts import Autoencoder, Classifier, Prepared
 from ot_dd.stages.batched import (
     HELD_VALUES,
     decode_images,
     encode,
     in_batches,
     of_rows,
-)  # fmt: skip
+)
 from ot_dd.stages.networks import as_floats
 from ot_dd.training import fit, restore, run_flops
 from ot_dd.workdir import WorkDir
