@@ -1,12 +1,14 @@
 """Against the reference implementation of the metrics, and closed forms."""
 
 import numpy as np
+import ot as pot
 import pytest
 import scipy.linalg
 from prdc import compute_prdc
 from scipy.spatial.distance import cdist
 
 from ot_dd import geometry
+from ot_dd.ot import exact
 
 
 def clouds(seed=0, n=200, m=30, d=8):
@@ -86,3 +88,18 @@ def test_real_points_that_are_all_alike_have_no_spread_to_divide_by():
     np.testing.assert_allclose(found["transport"], 3.0, rtol=1e-6)
     with pytest.raises(ValueError, match="k=5 neighbours need more than 3 real points"):
         geometry.describe_class(np.ones((3, 3)), np.zeros((4, 3)))
+
+
+def test_exact_transport_does_not_depend_on_scales():
+    rng = np.random.default_rng(0)
+    cost, a, b = rng.random((30, 20)), rng.random(30) ** 4, rng.random(20) ** 4
+    a, b = a / a.sum(), b / b.sum()
+    wanted = pot.emd2(a, b, cost)
+    for scale in (1e-9, 1.0, 1e9):
+        np.testing.assert_allclose(exact(cost * scale, a, b), wanted * scale, rtol=1e-9)
+        found = exact(cost, a * scale, b * scale)
+        np.testing.assert_allclose(found, wanted * scale, rtol=1e-9)
+    # Skewed weights of many points, which absolute tolerances called infeasible.
+    cost, a, b = rng.random((300, 200)), rng.random(300) ** 4, rng.random(200) ** 4
+    a, b = a / a.sum(), b / b.sum()
+    np.testing.assert_allclose(exact(cost, a, b), pot.emd2(a, b, cost), rtol=1e-9)

@@ -87,7 +87,7 @@ def herding_rows(features: np.ndarray, labels: np.ndarray, ipc: int) -> np.ndarr
       ipc: rows per class.
     """
     chosen = []
-    for rows, points in _by_class(features, labels):
+    for rows, points in _by_class(features, labels, ipc):
         mean, total, picked = points.mean(0), np.zeros(points.shape[1]), []
         for count in range(1, ipc + 1):
             distances = np.linalg.norm((total + points) / count - mean, axis=1)
@@ -110,7 +110,7 @@ def kcenter_rows(features: np.ndarray, labels: np.ndarray, ipc: int) -> np.ndarr
       ipc: rows per class.
     """
     chosen = []
-    for rows, points in _by_class(features, labels):
+    for rows, points in _by_class(features, labels, ipc):
         picked = [int(np.linalg.norm(points - points.mean(0), axis=1).argmin())]
         nearest = np.linalg.norm(points - points[picked[0]], axis=1)
         while len(picked) < ipc:
@@ -136,7 +136,7 @@ def easiest_rows(scores: np.ndarray, labels: np.ndarray, ipc: int) -> np.ndarray
     return np.stack(
         [
             rows[np.argsort(own[:, 0], kind="stable")[:ipc]]
-            for rows, own in _by_class(scores[:, None], labels)
+            for rows, own in _by_class(scores[:, None], labels, ipc)
         ]
     )
 
@@ -166,8 +166,10 @@ def forgetting_scores(correct: np.ndarray) -> np.ndarray:
     return np.where(correct.any(0), forgotten, np.inf)
 
 
-def _by_class(features, labels):
+def _by_class(features, labels, least: int = 1):
     """Yields each class's rows and their features in float64, `[rows, d]`."""
     for c in range(int(labels.max()) + 1):
         rows = np.flatnonzero(labels == c)
+        if len(rows) < least:
+            raise ValueError(f"class {c} has {len(rows)} rows, fewer than {least}")
         yield rows, np.asarray(features[rows], np.float64).reshape(len(rows), -1)

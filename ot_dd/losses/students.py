@@ -40,7 +40,7 @@ def _kept(logits, where):
 
 
 def _count(where):
-    return jnp.maximum(jnp.sum(where, dtype=jnp.float32), 1.0)
+    return jnp.maximum(jnp.sum(where != 0, dtype=jnp.float32), 1.0)
 
 
 def _counts(weight) -> bool:

@@ -72,8 +72,10 @@ def conv_as_matmul(
         x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     if in_features != x.shape[-1]:
         taps = kernel.reshape(kh * kw, features)
-        views = _shifted(x, (kh, kw), strides)
-        return sum(view * tap for view, tap in zip(views, taps, strict=True))
+        # Wide, as its gradient sums over all pixels: narrow sums stand still.
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        views, taps = _shifted(x.astype(wide), (kh, kw), strides), taps.astype(wide)
+        return sum(v * tap for v, tap in zip(views, taps, strict=True)).astype(x.dtype)
     b, h, w, c = x.shape
     if kh == kw == strides and h % kh == 0 and w % kw == 0:
         # Disjoint patches (1x1 kernels, patch embeddings) are a reshape.

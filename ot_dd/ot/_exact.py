@@ -52,14 +52,17 @@ def exact(
             f"a and b must be [{n}] and [{m}] of equal mass above 0, found shapes "
             f"{a.shape}, {b.shape} and masses {a.sum():g}, {b.sum():g}"
         )
-    rows = sparse.kron(sparse.eye(n), np.ones((1, m)))
-    columns = sparse.kron(np.ones((1, n)), sparse.eye(m))
+    rows = sparse.kron(sparse.eye(n), np.ones((1, m)), format="csr")
+    columns = sparse.kron(np.ones((1, n)), sparse.eye(m), format="csr")
+    # HiGHS's tolerances are absolute: costs of at most 1, weights of some hundred. The
+    # last column follows from the others, and from their roundings it may not.
+    largest, mass, total = np.abs(cost).max() or 1.0, a.sum(), 100.0 * max(n, m)
     solution = optimize.linprog(
-        cost.ravel(),
-        A_eq=sparse.vstack([rows, columns], format="csr"),
-        b_eq=np.concatenate([a, b * a.sum() / b.sum()]),
+        cost.ravel() / largest,
+        A_eq=sparse.vstack([rows, columns[:-1]], format="csr"),
+        b_eq=np.concatenate([a * (total / mass), b[:-1] * (total / b.sum())]),
         method="highs",
     )
     if solution.status != 0:
         raise ValueError(f"a and b have no plan: {solution.message}")
-    return float(solution.fun)
+    return float(solution.fun * (largest * mass / total))

@@ -344,6 +344,7 @@ class Points(Geometry):
         _, b, tau_a, tau_b = problem
         log_b = log_weights(b)
 
+        @jax.checkpoint  # One pass's residuals at a time when it is unrolled.
         def body(g):
             shift = g + log_b
 

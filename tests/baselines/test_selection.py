@@ -92,3 +92,12 @@ def test_a_weighted_quantisation_is_closer_than_one_without_weights():
     weighted = pot.emd2(uniform, weights[0] / 3, cost)
     np.testing.assert_allclose(weighted, cost.min(1).mean(), rtol=1e-6)
     assert weighted < 0.5 * pot.emd2(uniform, np.full(3, 1 / 3), cost)
+
+
+@pytest.mark.parametrize("choose", [baselines.herding_rows, baselines.kcenter_rows])
+def test_a_class_with_too_few_rows_is_refused(choose):
+    labels = np.array([0] * 5 + [1] * 4)
+    with pytest.raises(ValueError, match="class 1 has 4 rows, fewer than 5"):
+        choose(np.random.default_rng(0).normal(size=(9, 3)), labels, 5)
+    with pytest.raises(ValueError, match="class 1 has 4 rows, fewer than 5"):
+        baselines.easiest_rows(np.arange(9.0), labels, 5)

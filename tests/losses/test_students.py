@@ -94,6 +94,8 @@ def test_masked_examples_take_no_part(name):
     where = jnp.arange(8) < 5
     whole = loss(student[:5], soft[:5])
     np.testing.assert_allclose(loss(student, soft, where=where), whole, rtol=1e-5)
+    # Numbers are no weights: what is not zero counts.
+    np.testing.assert_allclose(loss(student, soft, where=where * 0.5), whole, rtol=1e-5)
     each = loss(student, soft, where=where, reduction="none")
     assert each.shape == (8,)
     np.testing.assert_allclose(each[5:], 0.0)

@@ -268,3 +268,22 @@ def test_bfloat16_stays_bfloat16():
         params = module.init(jax.random.key(0), x)
         params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
         assert module.apply(params, x).dtype == jnp.bfloat16
+
+
+def test_a_depthwise_gradient_is_summed_wide():
+    x = jax.random.normal(jax.random.key(0), (16, 16, 16, 8)) + 1
+    x = x.astype(jnp.bfloat16)
+    module = layers.Conv(8, groups=8, use_bias=False)
+    params = module.init(jax.random.key(1), x.astype(jnp.float32))
+
+    def gradient(dtype):
+        def loss(params):
+            y = module.apply(params, x.astype(dtype))
+            return jnp.mean(y.astype(jnp.float32) ** 2)
+
+        narrow = jax.tree.map(lambda p: p.astype(dtype), params)
+        return jax.jit(jax.grad(loss))(narrow)["params"]["kernel"].astype(jnp.float32)
+
+    exact = gradient(jnp.float32)
+    error = jnp.linalg.norm(gradient(jnp.bfloat16) - exact) / jnp.linalg.norm(exact)
+    assert error < 0.02
