@@ -126,6 +126,7 @@ def train_student(
       ValueError: for a recipe that cannot be, or soft labels of another shape.
     """
     _check(recipe, views, images, soft)
+    _check_arrays(images, labels, weights, evaluation)
     static = module, recipe, views, strategy
     arrays = (images, labels, weights, soft, view_key, key, evaluation)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
@@ -153,6 +154,18 @@ def _check(recipe, views, images, soft):
             f"soft must be logits [views, batches, size, classes] = {[*wanted]} + "
             f"[classes], or a tuple of teachers, found {list(found)}"
         )
+
+
+def _check_arrays(images, labels, weights, evaluation):
+    for name, array in (("images", images), ("evaluation images", evaluation[0])):
+        if array.dtype != jnp.uint8:
+            raise ValueError(f"{name} must be uint8, found {array.dtype}")
+    count = images.shape[0]
+    for name, array in (("labels", labels), ("weights", weights)):
+        if array.shape != (count,):
+            raise ValueError(
+                f"{name} must be [{count}], one of each image, found {list(array.shape)}"
+            )
 
 
 def trace_student(

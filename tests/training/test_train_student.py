@@ -17,12 +17,12 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 
-def student(recipe, views=1, soft=None):
+def student(recipe, views=1, soft=None, dtype=jnp.uint8, count=12):
     images = jax.random.randint(jax.random.key(0), (12, 8, 8, 1), 0, 256, jnp.uint8)
     labels, key = jnp.arange(12) % 3, jax.random.key(1)
     return train_student(
-        models.create("mlp", num_classes=3), recipe, views, images, labels,
-        jnp.ones(12), soft, key, key, (images[None], labels[None]),
+        models.create("mlp", num_classes=3), recipe, views, images.astype(dtype),
+        labels, jnp.ones(count), soft, key, key, (images[None], labels[None]),
     )  # fmt: skip
 
 
@@ -51,3 +51,10 @@ def test_recipes_and_labels_that_cannot_be(changes, soft, message):
     soft = soft and jnp.zeros(soft, jnp.float16)
     with pytest.raises(ValueError, match=message):
         student(RECIPE._replace(**changes), 2, soft)
+
+
+def test_images_and_weights_that_cannot_be():
+    with pytest.raises(ValueError, match="images must be uint8, found float32"):
+        student(RECIPE, dtype=jnp.float32)
+    with pytest.raises(ValueError, match="weights must be .12., one of each image"):
+        student(RECIPE, count=6)
