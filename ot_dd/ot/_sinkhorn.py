@@ -27,8 +27,9 @@ class OTResult(NamedTuple):
         convergence and below it before.
       value_linear: the transport part `<P, C>`, scalar.
       potentials: the dual potentials `(f [n], g [m])`, in units of the cost, with
-        `P = a b^T exp((f + g - C) / epsilon)`; defined at zero-weight points too.
-        None from a low-rank solver.
+        `P = a b^T exp((f + g - C) / epsilon)`; `solve` defines them at zero-weight
+        points too, `solve_sample` gives such points those of a point of `y`. None
+        from a low-rank solver.
       marginal_error: total variation `sum |P 1 - a| + sum |P^T 1 - b|`; in an
         unbalanced problem, from the marginals that optimal potentials would have.
       n_iters: iterations run.
