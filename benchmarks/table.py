@@ -13,26 +13,27 @@ from pathlib import Path
 
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import config_flags
 from scipy import stats
 
 import ot_dd.environment  # noqa: F401 - before JAX
 from ot_dd import geometry
 from ot_dd.checkpoint import write_json
+from ot_dd.command import config_flag, exit_code, parse_flags
 from ot_dd.config import fingerprint
 from ot_dd.parallel import data_mesh
 from ot_dd.stages import vocabulary
 from ot_dd.stages.batched import in_batches
-from ot_dd.stages.evaluation import evaluate
+from ot_dd.stages.evaluation import check_sets, evaluate
 from ot_dd.stages.prepare import prepare
 from ot_dd.stages.relabel import teachers_for
 from ot_dd.stages.sets import class_features, make_set, make_sets
 from ot_dd.stages.study import label_gap
+from ot_dd.training.protocols import get_protocol
 from ot_dd.validation import validate
 from ot_dd.workdir import WorkDir
 
 OURS = ("ot_dd", *vocabulary.CHANGES)
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py")
+_CONFIG = config_flag("The config whose sets are compared.")
 _WORKDIR = flags.DEFINE_string("workdir", "out/digits", "Where everything is kept.")
 _IPC = flags.DEFINE_list("ipc", ["10"], "Images per class.")
 _PROTOCOLS = flags.DEFINE_list("protocols", ["dc_hard", "edc_soft"], "Their names.")
@@ -140,12 +141,14 @@ def correlations(rows: list[dict]) -> dict[str, dict[str, float | None]]:
     return found
 
 
-def main(_):
+def _run():
     """Runs every protocol, then writes records, geometry and correlations."""
-    logging.set_verbosity(logging.WARNING)
     work = WorkDir(Path(_WORKDIR.value))
     report: dict = {"table": [], "geometry": [], "protocols": {}}
     every: list[dict] = []
+    check_sets(_NAMES.value, "--names")
+    for protocol in _PROTOCOLS.value:
+        get_protocol(protocol)  # Unknown ones end the run here and not after hours.
     configs = []
     for ipc in map(int, _IPC.value):
         configs.append(copy.deepcopy(_CONFIG.value))
@@ -213,5 +216,11 @@ def main(_):
             write_json(Path(_JSON.value), report)
 
 
+def main(_):
+    """Parses the flags and runs; a mistake is one line and exit code 2."""
+    logging.set_verbosity(logging.WARNING)
+    return exit_code(_run)
+
+
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -15,11 +15,14 @@ from pathlib import Path
 
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 import ot_dd.environment  # noqa: F401 - before JAX
 from ot_dd.checkpoint import write_json
+from ot_dd.command import config_flag, exit_code, parse_flags
+from ot_dd.config import ConfigError
 from ot_dd.parallel import data_mesh, side_by_side
+from ot_dd.stages import vocabulary
+from ot_dd.stages.evaluation import check_sets
 from ot_dd.stages.prepare import prepare
 from ot_dd.stages.relabel import relabel, teachers_for
 from ot_dd.stages.sets import make_set
@@ -27,7 +30,7 @@ from ot_dd.stages.train import train
 from ot_dd.validation import validate
 from ot_dd.workdir import WorkDir
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py")
+_CONFIG = config_flag("The config that trials change.")
 _WORKDIR = flags.DEFINE_string("workdir", "out/digits", "Where the networks are.")
 _TRIALS = flags.DEFINE_multi_string("trial", [], "A set's name and field=value pairs.")
 _LABELS = flags.DEFINE_list("labels", ["hard"], "hard, soft or both.")
@@ -41,7 +44,11 @@ _JSON = flags.DEFINE_string(
 
 
 def changed(config, trial: str):
-    """Returns the set's name and a copy of the config with the trial's changes."""
+    """Returns the set's name and a copy of the config with the trial's changes.
+
+    Raises:
+      ConfigError: for a set or a field that is not known, or a value that cannot be.
+    """
     name, *changes = re.split(r"\s+(?=[\w.]+=)", trial.strip())  # Tuples have spaces.
     config = config.copy_and_resolve_references()
     for change in changes:
@@ -50,18 +57,34 @@ def changed(config, trial: str):
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             pass  # a word: a string field
-        config.update_from_flattened_dict({field: value})
+        try:
+            config.update_from_flattened_dict({field: value})
+        except (AttributeError, KeyError) as error:
+            near = re.search(r'Did you mean "([\w.]+)"', str(error))
+            hint = f" (did you mean {near[1]!r}?)" if near else ""
+            raise ConfigError(
+                f"--trial has {field}, which the config has not{hint}"
+            ) from error
+        except TypeError as error:
+            raise ConfigError(f"--trial has {change}: {error}") from error
+    check_sets([name], "--trial")
+    if name in vocabulary.VARIANTS:
+        raise ConfigError(f"--trial has {name!r}: it is learned otherwise, and no set")
     validate(config)
     return name, config
 
 
-def main(_):
+def _run():
     """Runs the trials in order and prints a line for each."""
-    logging.set_verbosity(logging.WARNING)
+    if not _TRIALS.value:
+        raise ConfigError("nothing to try: give --trial='ot_dd' or more")
+    for labels in _LABELS.value:
+        if labels not in ("hard", "soft"):
+            raise ConfigError(f"--labels has {labels!r}: must be hard, soft or both")
+    trials = [(trial, *changed(_CONFIG.value, trial)) for trial in _TRIALS.value]
     work = WorkDir(Path(_WORKDIR.value))
     mesh = data_mesh()
-    for trial in _TRIALS.value:
-        name, config = changed(_CONFIG.value, trial)
+    for trial, name, config in trials:
         prepared = prepare(config, work)
         row = {"trial": trial}
         with side_by_side(work.metrics.stop) as submit:
@@ -102,5 +125,11 @@ def main(_):
             write_json(path, [r for r in rows if r["trial"] != trial] + [row])
 
 
+def main(_):
+    """Parses the flags and runs; a mistake is one line and exit code 2."""
+    logging.set_verbosity(logging.WARNING)
+    return exit_code(_run)
+
+
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -73,7 +73,7 @@ def run(
     from ot_dd.parallel import data_mesh
     from ot_dd.stages import vocabulary
     from ot_dd.stages.distilled import write_distilled
-    from ot_dd.stages.prepare import prepare
+    from ot_dd.stages.prepare import load_data, prepare
     from ot_dd.stages.results import write_config, write_results
     from ot_dd.stages.sets import distil
     from ot_dd.stages.study import run_study
@@ -91,11 +91,12 @@ def run(
         default=len(vocabulary.STAGES),
     )
     work = WorkDir(workdir, tensorboard=tensorboard)
-    write_config(work, to_dict(config))
     banner = _Banner(work, vocabulary.STAGES[last] if stages else "")
 
     banner("prepare", "data, autoencoder, denoiser, teachers, surrogate")
-    prepared = prepare(config, work)
+    loaded = load_data(config)
+    write_config(work, to_dict(config))
+    prepared = prepare(config, work, loaded)
     if last < vocabulary.STAGES.index("sample"):
         return {}
     mesh = data_mesh()

@@ -372,10 +372,10 @@ def _students(config, sizes, pod, made) -> Iterator[Program]:
         jax.ShapeDtypeStruct(parts, jnp.int32),
     )
     written_by = Counter(many for _, many in labelled) if stored else {}
+    share = -(-views // pod.hosts)
     for many, number in sorted(written_by.items()):
-        share = -(-views // pod.hosts)
 
-        def written(many=many, share=share):
+        def written(many=many):
             augment = networks.augment_config(config.data.augment)
             inputs = images, numbers, _key(), made.ensemble[:many]
             with jax.set_mesh(mesh):

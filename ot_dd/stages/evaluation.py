@@ -88,6 +88,16 @@ def parse_sets(texts: Sequence[str], reserved: Sequence[str]) -> list[tuple]:
     return found
 
 
+def check_sets(names: Sequence[str], flag: str) -> None:
+    """Raises ConfigError, which begins with the flag, unless all sets are known."""
+    for name in names:
+        if name not in vocabulary.TITLES:
+            raise ConfigError(
+                f"{flag} has {name!r}{nearest(name, vocabulary.TITLES)}; known are "
+                f"{', '.join(vocabulary.TITLES)}"
+            )
+
+
 def evaluate(
     config,
     workdir: Path,
@@ -126,12 +136,7 @@ def evaluate(
     """
     chosen = get_protocol(protocol)
     students = students or chosen.students
-    for name in baselines:
-        if name not in vocabulary.TITLES:
-            raise ConfigError(
-                f"--baselines has {name!r}{nearest(name, vocabulary.TITLES)}; known are "
-                f"{', '.join(vocabulary.TITLES)}"
-            )
+    check_sets(baselines, "--baselines")
     variants = [name for name in baselines if name in vocabulary.VARIANTS]
     baselines = tuple(name for name in baselines if name not in variants)
     if variants and "ot_dd" not in baselines:
@@ -169,9 +174,9 @@ def evaluate(
         prepared = prepare_teachers(config, work, count, loaded)
     else:
         prepared = prepare(config, work, loaded)
-    for own in sized:
-        made = make_sets(own, work, prepared, baselines, sets, data_mesh())
-        image_sets += [one for several in made.values() for one in several]
+    for one in sized:
+        made = make_sets(one, work, prepared, baselines, sets, data_mesh())
+        image_sets += [own for several in made.values() for own in several]
     if variants and not chosen.ours:
         work.metrics.say(
             f"  {', '.join(variants)}: left out, {protocol} fixes labels and loss"

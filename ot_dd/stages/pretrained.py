@@ -109,7 +109,9 @@ def _load(directory):
     loaded = models.load(Path(directory))
     kept = ("model", "layout", "file", "sha256", "parameters", "licence")
     note = {key: loaded.note.get(key) for key in kept}
-    return loaded, note, fingerprint(note)
+    # What people may edit, beside what the weights are.
+    edited = loaded.note.get("options"), loaded.note.get("preprocess")
+    return loaded, note, fingerprint(note, *edited)
 
 
 def autoencoder(settings, module) -> tuple[Autoencoder, dict, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -83,16 +84,18 @@ def print_table(
       split: the images that accuracies are of.
       against: what differences are from.
     """
+    shown = against if len(against) <= 10 else "ref."
     table = Table(
         title=f"{split} accuracy, mean ± deviation of sets / of students of a set; "
-        "differences ± half of their 95 % interval; W: transport to unseen images, lower "
-        "is closer",
+        f"differences from {against} ± half of their 95 % interval; W: transport to "
+        "unseen images, lower is closer",
         title_justify="left",
         box=box.SIMPLE,
-        padding=(0, 1, 0, 0),  # 80 columns are enough: names wrap, numbers do not.
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("set", overflow="fold")
-    for name in ("hard", f"vs {against}", "soft", f"vs {against}", "W"):
+    # Names wrap, numbers do not; together they mostly fit in 80 columns.
+    table.add_column("set", overflow="fold", min_width=11)
+    for name in ("hard", f"vs {shown}", "soft", f"vs {shown}", "W"):
         table.add_column(name, justify="right", no_wrap=True)
     groups = {(r.student, r.ipc) for r in rows}
     seen = None
@@ -120,7 +123,13 @@ def print_table(
         distance = "" if row.transport is None else f"{row.transport:.3g}"
         name = Text(row.title, style="bold" if _is_method(row) else "")
         table.add_row(name, *cells, Text(distance))
-    (console or Console()).print(table)
+    for column in table.columns[1:]:
+        column.min_width = max(len(str(cell)) for cell in (column.header, *column.cells))
+    console = console or Console()
+    endless = console.options.update(width=10**4)
+    least = Measurement.get(console, endless, table).minimum
+    console.width = max(console.width, least)  # Too wide rather than without names.
+    console.print(table)
 
 
 def _is_method(row: Row) -> bool:

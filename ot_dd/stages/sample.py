@@ -53,13 +53,9 @@ def sample(
     group = config.sampler.group or config.ipc
     active_config = {term: config.guidance[term] for term in strengths}
     of_features = config.guidance.transport.space == "features"
-    by_surrogate = "influence" in strengths or (
-        of_features and "transport" in strengths
-    )
-    inputs = [
-        prepared.denoiser_key,
-        *([prepared.surrogate_key] if by_surrogate else []),
-    ]
+    inputs = [prepared.denoiser_key]
+    if "influence" in strengths or (of_features and "transport" in strengths):
+        inputs.append(prepared.surrogate_key)
     key = fingerprint(
         inputs, sampler_recipe(config), config.ipc, config.seed, seed, active_config
     )

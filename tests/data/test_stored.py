@@ -89,6 +89,29 @@ def test_other_pixels_on_disk_are_other_data(folder, tmp_path):
     assert not set(keys()) & set(before)
 
 
+def test_a_folder_that_moves_is_the_same_data(folder, tmp_path):
+    made = get_config()
+    made.data.image_size = 16
+
+    def keys(root):
+        made.data.source, found = f"image_folder:{root}", []
+        for made.data.in_memory_gb in (8.0, 0.0):
+            found.append(load_data(made)[2])
+        return found
+
+    shutil.copytree(folder, tmp_path / "moved")
+    assert keys(folder) == keys(f"{folder}/") == keys(tmp_path / "moved")
+
+
+def test_one_class_is_no_data_set(folder, tmp_path):
+    shutil.copytree(folder / "c1", tmp_path / "photos" / "all")
+    made = get_config()
+    made.data.source, made.data.image_size = f"image_folder:{tmp_path / 'photos'}", 16
+    made.ipc = 1
+    with pytest.raises(ValueError, match="has one class, 'all'"):
+        load_data(made)
+
+
 @pytest.mark.parametrize("ending", ["ppm", "bmp", "tif", "png"])
 def test_one_other_pixel_is_another_image(ending, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)

@@ -234,6 +234,18 @@ def temporaries(function, *arguments):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+def test_an_unrolled_solve_in_blocks_holds_no_matrix():
+    x = jax.ShapeDtypeStruct((4000, 4), jnp.float32)
+
+    def value(x, y):
+        return ot.solve_sample(
+            x, y, epsilon=0.1, num_iters=5, block_size=50, grad="unroll",
+            method="kernel",
+        ).value  # fmt: skip
+
+    assert temporaries(jax.grad(value), x, x) < 0.1 * 4 * 4000**2
+
+
 def test_l1_gradient_holds_no_signs():
     n, m, d = 32, 256, 2048
     x, y = clouds(n, m, d)

@@ -374,6 +374,27 @@ def test_the_command_prints_and_writes(tmp_path, dataset):
     assert "sets that are judged are theirs, ot_dd" in wrong.stderr
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--trial=random", "--labels=sotf"], "--labels has 'sotf'"),
+        (["--trial=ot_ddd"], "did you mean 'ot_dd'"),
+        (["--trial=ot_dd refine.stesp=3"], "refine.stesp, which the config has not"),
+    ],
+)
+def test_a_trial_that_cannot_be(flags, words, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.tune",
+        f"--workdir={tmp_path / 'work'}",
+    ]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "work").exists()
+
+
 def test_the_table_has_every_set_and_prints(tmp_path):
     """`benchmarks.table` at its smallest, then Markdown from its JSON."""
     path = tmp_path / "table.json"

@@ -71,6 +71,27 @@ def test_runs_on_converted_weights(weights, tmp_path):
     assert "CC-BY-NC" in used["dit_s_2"]["licence"] and used["resnet18"]["sha256"]
 
 
+@pytest.mark.parametrize(
+    ("part", "fields"),
+    [("preprocess", {"mean": [0.1, 0.1, 0.1]}), ("options", {"stem": "imagenet"})],
+)
+def test_an_edited_note_is_another_network(weights, tmp_path, part, fields):
+    shutil.copytree(weights / "resnet18", tmp_path / "edited")
+
+    def key(folder):
+        settings = imagenette.get_config("debug").teachers
+        settings.weights = {"resnet18": str(folder)}
+        return pretrained.classifier(settings, "resnet18", 4)[2]
+
+    before = key(weights / "resnet18")
+    assert key(tmp_path / "edited") == before
+    path = tmp_path / "edited" / "model.json"
+    note = json.loads(path.read_text())
+    note[part] = {**note[part], **fields}
+    path.write_text(json.dumps(note))
+    assert key(tmp_path / "edited") != before
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("part", ["model.json", "arrays"])
 def test_damaged_weights_are_to_be_converted_again(weights, tmp_path, part):

@@ -431,6 +431,22 @@ def test_table_in_the_terminal():
     assert numbers[80] == numbers[120] and len(numbers[80]) > 5
 
 
+def test_names_stay_where_numbers_are_wide():
+    records = [
+        record(name, value, set_seed=seed, student_seed=student, labels=labels)
+        for name in ("theirs", "a_reference_of_2024")
+        for labels in ("hard", "soft")
+        for seed in range(2)
+        for student in range(2)
+        for value in [0.9 * (seed + student) / 2]
+    ]
+    rows = summary.summarise(records, reference="a_reference_of_2024")
+    console = Console(file=io.StringIO(), width=60)
+    report.print_table(rows, console, against="a_reference_of_2024")
+    lines = console.file.getvalue().splitlines()
+    assert any(line.strip().startswith("theirs ") for line in lines)
+
+
 def test_page_is_standalone_and_complete(tmp_path):
     path = report.write_report(tmp_path / "run", make_results(), make_figures())
     assert path == tmp_path / "run" / "report.html"
