@@ -124,7 +124,9 @@ def print_table(
         name = Text(row.title, style="bold" if _is_method(row) else "")
         table.add_row(name, *cells, Text(distance))
     for column in table.columns[1:]:
-        column.min_width = max(len(str(cell)) for cell in (column.header, *column.cells))
+        column.min_width = max(
+            len(str(cell)) for cell in (column.header, *column.cells)
+        )
     console = console or Console()
     endless = console.options.update(width=10**4)
     least = Measurement.get(console, endless, table).minimum
