@@ -18,7 +18,7 @@ from scipy import stats
 import ot_dd.environment  # noqa: F401 - before JAX
 from ot_dd import geometry
 from ot_dd.checkpoint import write_json
-from ot_dd.command import config_flag, exit_code, parse_flags
+from ot_dd.command import config_flag, exit_code, json_flag, parse_flags
 from ot_dd.config import fingerprint
 from ot_dd.parallel import data_mesh
 from ot_dd.stages import vocabulary
@@ -44,7 +44,7 @@ _NAMES = flags.DEFINE_list(
 _SETS = flags.DEFINE_integer("sets", 3, "Sets of each kind.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Students of each set.")
 _EPOCHS = flags.DEFINE_integer("epochs", 0, "Passes instead of the protocols'.")
-_JSON = flags.DEFINE_string("json", "", "Where the table is written.")
+_JSON = json_flag("Where the table is written.")
 
 
 def real_features(prepared) -> list[np.ndarray]:

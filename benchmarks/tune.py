@@ -18,7 +18,7 @@ from absl import app, flags, logging
 
 import ot_dd.environment  # noqa: F401 - before JAX
 from ot_dd.checkpoint import write_json
-from ot_dd.command import config_flag, exit_code, parse_flags
+from ot_dd.command import config_flag, exit_code, json_flag, parse_flags
 from ot_dd.config import ConfigError
 from ot_dd.parallel import data_mesh, side_by_side
 from ot_dd.stages import vocabulary
@@ -36,10 +36,8 @@ _TRIALS = flags.DEFINE_multi_string("trial", [], "A set's name and field=value p
 _LABELS = flags.DEFINE_list("labels", ["hard"], "hard, soft or both.")
 _SETS = flags.DEFINE_integer("sets", 2, "Sets of each trial.")
 _STUDENTS = flags.DEFINE_integer("students", 2, "Students of each set.")
-_JSON = flags.DEFINE_string(
-    "json",
-    "",
-    "Writes each trial's result into this file, in place of one of the same words.",
+_JSON = json_flag(
+    "Writes each trial's result into this file, in place of one of the same words."
 )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 _MISTAKES_AT_WORK = (ValueError, OSError, FloatingPointError)
 _MISTAKES = (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError)
@@ -32,6 +32,21 @@ def config_flag(what: str):
         _refuse(error)
 
 
+def json_flag(what: str):
+    """Defines `--json=FILE`, which a directory cannot be.
+
+    Args:
+      what: the flag's help.
+    """
+    holder = flags.DEFINE_string("json", "", what)
+    flags.register_validator(
+        "json",
+        lambda path: not (path and Path(path).is_dir()),
+        "it is a directory: name a file",
+    )
+    return holder
+
+
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses absl's flags, for `app.run`; a wrong one is one line and exit code 2."""
     try:
@@ -39,6 +54,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         if len(rest) > 1:
             raise flags.Error(f"unexpected argument {rest[1]!r}: see --help")
         getattr(flags.FLAGS.config, "name", "")  # One that was not loaded says so.
+        if not isinstance(flags.FLAGS.config, ConfigDict):
+            raise flags.Error("--config: its get_config() must return a ConfigDict")
         return rest
     except _MISTAKES as error:
         _refuse(error)
@@ -49,7 +66,9 @@ def _refuse(error):
         raise error
     missing = re.search(r"No such file or directory: '([^']*)'", str(error))
     if missing and "config file" in str(error):
-        there = ", ".join(map(str, sorted(Path(missing[1]).parent.glob("[!_]*.py"))))
+        files = sorted(Path(missing[1]).parent.glob("*.py"))
+        whole = [str(file) for file in files if "def get_config" in file.read_text()]
+        there = ", ".join(whole)
         print(
             f"error: --config: there is no {missing[1]}"
             + (f"; there are {there}" if there else ""),

@@ -91,7 +91,9 @@ def run(
         default=len(vocabulary.STAGES),
     )
     work = WorkDir(workdir, tensorboard=tensorboard)
-    banner = _Banner(work, vocabulary.STAGES[last] if stages else "")
+    banner = _Banner(work)
+    if last < vocabulary.STAGES.index("report"):
+        banner.ends_after(vocabulary.STAGES[last])
 
     banner("prepare", "data, autoencoder, denoiser, teachers, surrogate")
     loaded = load_data(config)
@@ -121,10 +123,14 @@ def run(
 class _Banner:
     """Says which stage begins, and at the end how long all took."""
 
-    def __init__(self, work, last):
+    def __init__(self, work):
         self._work, self._start = work, time.monotonic()
-        if last:
-            work.metrics.say(f"up to {last}; what is there is restored")
+
+    def ends_after(self, stage):
+        text = f"up to {stage}; what is there is restored"
+        if (self._work.path / "results.json").exists():
+            text += "; results.json and report.html stay an earlier run's"
+        self._work.metrics.say(text)
 
     def __call__(self, stage, what):
         elapsed = time.monotonic() - self._start

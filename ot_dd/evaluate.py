@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import app, flags, logging
 
 import ot_dd.environment  # noqa: F401 - before JAX
-from ot_dd.command import config_flag, exit_code, parse_flags
+from ot_dd.command import config_flag, exit_code, json_flag, parse_flags
 
 _CONFIG = config_flag(
     "The data to test on and the teachers; `file.py:switch` passes a switch."
@@ -46,7 +46,7 @@ _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "What is sco
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Where all is kept; default out/<name of the config>."
 )
-_JSON = flags.DEFINE_string("json", "", "Where to write everything that was found.")
+_JSON = json_flag("Where to write everything that was found.")
 
 
 def main(_):

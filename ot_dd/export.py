@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ot_dd.checkpoint import read_json, write_atomic
+from ot_dd.command import exit_code
 from ot_dd.stages.distilled import image_files, load_distilled
 from ot_dd.stages.summary import group_runs, spread
 
@@ -284,16 +285,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--format", default="image_folder")
     parser.add_argument("--soft-labels", default="all")
     given = parser.parse_args(arguments)
-    try:
+
+    def work():
         made = export(
             given.distilled, given.output, given.format, soft_labels=given.soft_labels
         )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    size = sum(f.stat().st_size for f in made.rglob("*") if f.is_file())
-    print(f"{made}: {size:,} bytes, see its README.md")
-    return 0
+        size = sum(f.stat().st_size for f in made.rglob("*") if f.is_file())
+        print(f"{made}: {size:,} bytes, see its README.md")
+
+    return exit_code(work, saves=False)
 
 
 if __name__ == "__main__":

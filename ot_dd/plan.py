@@ -28,7 +28,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from ot_dd.command import config_flag, exit_code, parse_flags
+from ot_dd.command import config_flag, exit_code, json_flag, parse_flags
 
 _CONFIG = config_flag("The run's config; `file.py:switch` passes a switch.")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "The slice, as version:AxB[xC].")
@@ -40,7 +40,7 @@ _IMAGES = flags.DEFINE_integer(
 _TEST_IMAGES = flags.DEFINE_integer("test_images", 0, "Images to evaluate on.")
 _CLASSES = flags.DEFINE_integer("classes", 0, "Number of classes.")
 _CACHE = flags.DEFINE_string("cache", "out/plan", "Where compiled programs' facts are.")
-_JSON = flags.DEFINE_string("json", "", "Where to write everything as JSON.")
+_JSON = json_flag("Where to write everything as JSON.")
 
 
 def main(_):

@@ -83,6 +83,10 @@ _ABOVE_ZERO = (
     "guidance.transport.epsilon", "refine.epsilon", "student.epsilon",
     "student.temperature", "student.kl_temperature", "student.zeta",
 )  # fmt: skip
+_LISTS_OF_NAMES = (
+    "teachers.models", "refine.features", "guidance.terms", "study.baselines",
+    "study.ablations", "study.labels",
+)  # fmt: skip
 _BELOW_ONE = (
     *(f"{part}.ema" for part in (*_TRAINED, "student")),
     "denoiser.label_dropout",
@@ -98,6 +102,16 @@ def validate(config) -> None:
     Raises:
       ConfigError: naming the first field that cannot be, what was found and what can be.
     """
+    try:
+        _validate(config)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"a field of the config is missing, or of another type ({error}): "
+            "configs/common.py has them all"
+        ) from error
+
+
+def _validate(config):
     for field, choices in _CHOICES.items():
         value = _get(config, field)
         want = f"must be one of {', '.join(choices)}{nearest(str(value), choices)}"
@@ -111,6 +125,12 @@ def validate(config) -> None:
     for field in _BELOW_ONE:
         value = _get(config, field)
         _need(0 <= value < 1, field, value, "must be from 0 to below 1")
+    for field in _LISTS_OF_NAMES:
+        names = _get(config, field)
+        listed = isinstance(names, tuple | list)
+        fits = listed and all(isinstance(one, str) and "," not in one for one in names)
+        want = f"must be a tuple of names, as in --config.{field}=\"('a', 'b')\""
+        _need(fits, field, names, want)
     _check_finite(config)
     want = "must be below 2**32"
     _need(config.seed < 2**32, "seed", config.seed, want)

@@ -108,7 +108,14 @@ FIELDS = [
         {"autoencoder.model": "autoencoder_small", "autoencoder.options": {"channels": 8}},
         "config.autoencoder does not fit",
     ),
+    (
+        {"autoencoder.model": "autoencoder_small",
+         "autoencoder.options": {"channels": ()}},
+        "config.autoencoder does not fit",
+    ),
     ({"student.options": {"depth": 9}}, "config.student does not fit images"),
+    ({"teachers.models": (1, 2)}, "config.teachers.models is (1, 2): must be a tuple of"),
+    ({"study.baselines": ("random,kmeans",)}, "as in --config.study.baselines=\"('a'"),
     ({"study.baselines": ("kmean",)}, "did you mean 'kmeans'"),
     ({"study.baselines": ("no_lia",)}, "config.study.baselines is 'no_lia': known are"),
     ({"study.ablations": ("kmeans",)}, "config.study.ablations is 'kmeans': known are"),
@@ -229,7 +236,12 @@ def test_a_run_says_the_last_of_its_stages(tmp_path, capsys):
     config = digits.get_config("debug")
     config.data.source = "image_folder:/nowhere"
     assert exit_code(lambda: run(config, tmp_path, ("sample", "prepare"))) == 2
-    assert "up to sample;" in "".join(capsys.readouterr())
+    said = "".join(capsys.readouterr())
+    assert "up to sample; what is there is restored\n" in said
+
+    (tmp_path / "results.json").touch()
+    assert exit_code(lambda: run(config, tmp_path, ("relabel",))) == 2
+    assert "report.html stay an earlier run's" in "".join(capsys.readouterr())
 
 
 def idx(path: Path, content: bytes):
@@ -371,10 +383,21 @@ def distill(*flags, **options):
         (["--stages=sampel"], "--stages names 'sampel'"),
         (["--num_processes=2"], "go together"),
         (["--coordinator=auto"], "found no cluster here"),
+        (["--config={tmp}/plain.py"], "its get_config() must return a ConfigDict"),
+        (
+            ["--config={tmp}/short.py"],
+            "missing, or of another type (\"'autoencoder'\")",
+        ),
         (["extra"], "unexpected argument 'extra'"),
     ],
 )
 def test_a_flag_that_cannot_be(flags, words, tmp_path):
+    (tmp_path / "plain.py").write_text("def get_config():\n    return {'name': 'a'}\n")
+    (tmp_path / "short.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n    return ConfigDict({'name': 'a', 'ipc': 1})\n"
+    )
+    flags = [flag.format(tmp=tmp_path) for flag in flags]
     done = distill(f"--workdir={tmp_path / 'work'}", *flags)
     assert done.returncode != 0
     assert words in done.stderr + done.stdout

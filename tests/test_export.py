@@ -10,7 +10,7 @@ from PIL import Image
 
 from ot_dd import export as exporting
 from ot_dd.checkpoint import write_json
-from ot_dd.stages.distilled import load_distilled
+from ot_dd.stages.distilled import class_folders, load_distilled
 
 NAMES = ["T-shirt/top", "Ankle boot"]
 FOLDERS = ["0_T_shirt_top", "1_Ankle_boot"]
@@ -176,6 +176,11 @@ def test_an_exported_image_folder_is_a_distilled_set(distilled, tmp_path):
     colours.quantize(256).save(file)  # As tools do that make files smaller.
     np.testing.assert_array_equal(load_distilled(again)[0], found)
     assert len(list((again / "train").rglob("*.png"))) == 6
+
+
+def test_folders_keep_letters_of_every_script():
+    names = ["狐", "été/automne", "++", "ж" * 99]
+    assert class_folders(names) == ["0_狐", "1_été_automne", "2_class", f"3_{'ж' * 60}"]
 
 
 def test_the_command(distilled, tmp_path):

@@ -24,9 +24,10 @@ from ot_dd.data.stored import Stored
 from ot_dd.parallel import gather_rows
 
 IMAGE_SUFFIXES = (
-    ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+    ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff",
+    ".webp",
 )  # fmt: skip
-_COMPRESSED = (".gif", ".jpeg", ".jpg", ".png", ".webp")
+_COMPRESSED = (".gif", ".jfif", ".jpeg", ".jpg", ".png", ".webp")
 FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")
 FASHION_MNIST_CLASSES = (
     "T-shirt/top",

@@ -281,6 +281,11 @@ def line_chart(
             f"{a:.1f},{b:.1f}" for a, b in zip(across(x), up(y), strict=True)
         )
         tip = tag("title", f"{label}: {number(y[-1])} at {number(x[-1])}")
+        if len(x) == 1:  # A line of one point has no length.
+            marks.append(
+                tag("circle", tip, cx=across(x)[0], cy=up(y)[0], r=4, fill=ink)
+            )
+            continue
         marks.append(
             tag(
                 "polyline",

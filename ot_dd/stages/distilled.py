@@ -190,10 +190,8 @@ def _is_description(found) -> bool:
 def class_folders(names) -> list[str]:
     """Returns folder names in class order: ImageFolder sorts them, so they count."""
     digits = len(str(max(len(names) - 1, 1)))
-    return [
-        f"{i:0{digits}d}_{re.sub(r'[^A-Za-z0-9]+', '_', name).strip('_') or 'class'}"
-        for i, name in enumerate(names)
-    ]
+    words = (re.sub(r"[\W_]+", "_", name)[:60].strip("_") for name in names)
+    return [f"{i:0{digits}d}_{word or 'class'}" for i, word in enumerate(words)]
 
 
 def _png(image: np.ndarray) -> bytes:

@@ -235,7 +235,7 @@ def _check_splits(config, dataset):
 
 
 # What networks raise that cannot be built on an image.
-MISFITS = (ValueError, TypeError, ZeroDivisionError, FlaxError)
+MISFITS = (ValueError, TypeError, IndexError, ZeroDivisionError, FlaxError)
 
 
 def check_shapes(config, shape: tuple[int, ...], num_classes: int) -> None:

@@ -784,6 +784,8 @@ def _words(name) -> str:
 
 
 def _value(value) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_words(k)} {_value(v)}" for k, v in value.items())
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -380,6 +380,10 @@ def test_the_command_prints_and_writes(tmp_path, dataset):
         (["--trial=random", "--labels=sotf"], "--labels has 'sotf'"),
         (["--trial=ot_ddd"], "did you mean 'ot_dd'"),
         (["--trial=ot_dd refine.stesp=3"], "refine.stesp, which the config has not"),
+        (
+            ["--trial=ot_dd", "--json=docs"],
+            "--json=docs: it is a directory: name a file",
+        ),
     ],
 )
 def test_a_trial_that_cannot_be(flags, words, tmp_path):

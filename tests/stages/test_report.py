@@ -503,6 +503,16 @@ def test_page_of_an_unfinished_run(tmp_path):
     report.write_report(tmp_path, make_results() | nothing_learnt, report.Figures())
 
 
+def test_a_curve_of_one_point_and_facts_that_have_names_are_shown(tmp_path):
+    results = make_results()
+    results["curves"] = {"denoiser": {"step": [7], "loss": [0.25]}}
+    results["autoencoder"] = {"weights": {"layout": "diffusers", "scaling": 0.5}}
+    page = report.write_report(tmp_path, results, report.Figures()).read_text()
+    dot = re.search(r"<circle[^>]*><title>[^<]*0.25 at 7</title></circle>", page)
+    assert dot and 'cx="243' in dot[0]
+    assert "layout diffusers, scaling 0.5" in page
+
+
 def test_many_classes_large_colour_images(tmp_path):
     rng = np.random.default_rng(0)
     real = rng.integers(0, 256, (30, 2, 224, 224, 3), np.uint8)
