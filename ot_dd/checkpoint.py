@@ -60,6 +60,7 @@ class Checkpoints:
 
         Raises:
           OSError: when the disk has less space left than the tree takes.
+          ValueError: when there is a checkpoint of that step or a later one.
         """
         global _writing
         self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
@@ -67,7 +68,11 @@ class Checkpoints:
             if _writing is not None:
                 _writing.wait_until_finished()
             _writing = self._manager
-            self._manager.save(step, args=ocp.args.StandardSave(tree))
+            if not self._manager.save(step, args=ocp.args.StandardSave(tree)):
+                raise ValueError(
+                    f"step {step} is not newer than {self._manager.latest_step()}, which "
+                    f"{self.directory} has: save later ones, or use another directory"
+                )
 
     def _check_space(self, needed: int) -> None:
         """Orbax, writing from many threads, would fill a terminal with its errors."""

@@ -10,6 +10,7 @@ import collections
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import socket
 import threading
@@ -148,7 +149,7 @@ class WorkDir:
             write_json(path, stored, everyone=alone)
             if not alone:
                 barrier(name)
-            return stored
+            return json.loads(json.dumps(stored))  # As the next run reads it.
 
     @contextlib.contextmanager
     def uses(self):

@@ -48,6 +48,16 @@ def test_nothing_to_restore_is_none(tmp_path):
     checkpoints.close()
 
 
+def test_a_step_that_is_not_newer_is_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(2, _tree(2.0))
+    for step in (1, 2):
+        with pytest.raises(ValueError, match=f"step {step} is not newer than 2, which"):
+            checkpoints.save(step, _tree(0.0))
+    np.testing.assert_array_equal(checkpoints.restore(_tree(0.0))["a"], 2.0)
+    checkpoints.close()
+
+
 def test_a_file_cut_short_is_one_message_or_does_no_harm(tmp_path):
     whole, copy = tmp_path / "whole", tmp_path / "copy"
     tree = {"a": jax.random.normal(jax.random.key(0), (300, 40))}  # A file of its own.

@@ -293,6 +293,14 @@ def test_a_cut_file_of_arrays(work, size, capsys):
     assert str(path) in said and "delete it" in said
 
 
+def test_json_is_what_the_next_run_reads(work):
+    def make():
+        return {"by_class": {3: (1, 2)}}
+
+    assert work.json("keys", make) == work.json("keys", make)
+    assert work.json("keys", make) == {"by_class": {"3": [1, 2]}}
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1, 2", "\x00"])
 def test_a_cut_json_file(work, text, capsys):
     path = work.path / "cache" / "note.json"

@@ -104,7 +104,10 @@ def weights(a, b, n: int, m: int, dtype, balanced: bool):
     found = []
     for name, value, size in (("a", a, n), ("b", b, m)):
         if value is None:
-            found.append(jnp.full((size,), 1.0 / size, dtype))
+            # Inside a caller's jit XLA would fold what is made of these constants, half
+            # a minute for the search among a million.
+            uniform = jnp.full((size,), 1.0 / size, dtype)
+            found.append(jax.lax.optimization_barrier(uniform))
             continue
         if np.shape(value) != (size,):
             raise ValueError(f"{name} must be [{size}], found {np.shape(value)}")

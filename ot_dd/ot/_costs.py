@@ -144,6 +144,7 @@ def cost_matrix(x: jax.Array, y: jax.Array, cost_fn: CostFn) -> jax.Array:
     Raises:
       ValueError: for an unknown name or clouds that are not `[n, d]` and `[m, d]`.
     """
+    x, y = jnp.asarray(x), jnp.asarray(y)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(
             f"x and y must be [n, d] and [m, d], found {x.shape} and {y.shape}"

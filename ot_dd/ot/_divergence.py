@@ -17,8 +17,9 @@ def sinkhorn_divergence(
     *,
     cost_fn: CostFn = "sqeuclidean",
     epsilon: float | jax.Array,
+    has_aux: bool = False,
     **options: Any,
-) -> jax.Array:
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Returns `OT(x, y) - OT(x, x) / 2 - OT(y, y) / 2`, each regularised by epsilon.
 
     Zero for equal measures, and a squared distance of the means (for a squared cost)
@@ -32,12 +33,15 @@ def sinkhorn_divergence(
       b: weights `[m]`, default uniform.
       cost_fn: see `cost_matrix`.
       epsilon: entropic regularisation, in units of the cost.
+      has_aux: whether to return, too, whether all three problems converged, as
+        `jax.value_and_grad(..., has_aux=True)` takes it.
       **options: the keywords of `solve_sample`, but for `init`: it is three problems.
 
     Returns:
       The divergence, scalar, with a gradient in `x`, `y`, `a` and `b`. In float32 it
       loses some `1e-7 epsilon` to cancellation and, with squared costs, some 1e-7 of
-      the points' squared distances from their mean.
+      the points' squared distances from their mean. With `has_aux` a pair of it and a
+      boolean scalar.
 
     Raises:
       ValueError: see `solve`; also for `tau_a` and `tau_b` that differ, or
@@ -56,11 +60,12 @@ def sinkhorn_divergence(
             "has another penalty, which does not cancel"
         )
     options = dict(options, cost_fn=cost_fn, epsilon=epsilon)
-    cross = solve_sample(x, y, a, b, **options).value
-    self_x = solve_sample(x, x, a, a, **options).value
-    self_y = solve_sample(y, y, b, b, **options).value
-    divergence = cross - 0.5 * (self_x + self_y)
-    if taus == (1.0, 1.0):
-        return divergence
-    masses = [1.0 if v is None else jnp.sum(jnp.asarray(v)) for v in (a, b)]
-    return divergence + 0.5 * epsilon * (masses[0] - masses[1]) ** 2
+    problems = (x, y, a, b), (x, x, a, a), (y, y, b, b)
+    cross, self_x, self_y = (solve_sample(*each, **options) for each in problems)
+    divergence = cross.value - 0.5 * (self_x.value + self_y.value)
+    if taus != (1.0, 1.0):
+        masses = [1.0 if v is None else jnp.sum(jnp.asarray(v)) for v in (a, b)]
+        divergence += 0.5 * epsilon * (masses[0] - masses[1]) ** 2
+    if has_aux:
+        return divergence, cross.converged & self_x.converged & self_y.converged
+    return divergence

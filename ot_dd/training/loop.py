@@ -166,6 +166,7 @@ def fit(
             f"{name}: {checkpoints.directory} is at step {done}, beyond num_steps="
             f"{num_steps}: give it that many, or another directory"
         )
+    curve = place(jnp.asarray(_spread(to_host(curve), num_steps)), mesh)
     if stream is not None:
         chunk = stream.chunk(chunk)
     # Chunks end at multiples of `chunk`: at most two lengths are ever compiled.
@@ -187,9 +188,10 @@ def fit(
             what = (
                 "parameters are not finite" if np.isfinite(loss) else f"loss is {loss}"
             )
+            last = f"is at step {saved} in {checkpoints.directory}"
             raise FloatingPointError(
-                f"{name}: the {what} at step {done}; the last finite "
-                f"checkpoint is at step {saved} in {checkpoints.directory}"
+                f"{name}: the {what} at step {done}; the last finite checkpoint "
+                + (last if saved else "would have come later: there is none")
             )
         column = (done - 1) * curve.shape[1] // num_steps
         curve = curve.at[:, column].set(jnp.array([done, loss]))
@@ -327,6 +329,20 @@ def _run(step_fn, length, strategy, state, key, data, batches=None):
 
     state, values = jax.lax.scan(body, state, batches, length=length)
     return state, jax.tree.map(jnp.mean, values)
+
+
+def _spread(curve: np.ndarray, num_steps: int) -> np.ndarray:
+    """Returns a curve with its points where a run of `num_steps` has them.
+
+    Of a longer run than before the early points lie closer: of those that share a place
+    the last is kept.
+    """
+    steps = curve[0].astype(int)
+    points = curve[:, steps > 0]
+    places = (steps[steps > 0] - 1) * curve.shape[1] // num_steps
+    spread = np.zeros_like(curve)
+    spread[:, places] = points
+    return spread
 
 
 def _empty_curve() -> jax.Array:

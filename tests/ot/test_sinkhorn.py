@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -180,6 +182,33 @@ def test_divergence_is_zero_only_for_equal_clouds(clouds):
     means = jnp.sum((x.mean(0) - y.mean(0)) ** 2)
     far = ot.sinkhorn_divergence(x, y, epsilon=1e3, num_iters=20)
     np.testing.assert_allclose(far, means, rtol=2e-2)
+
+
+def test_a_divergence_tells_whether_it_converged(clouds):
+    def converged(**options):
+        loss = functools.partial(ot.sinkhorn_divergence, epsilon=0.05, has_aux=True)
+        (value, flag), gradient = jax.value_and_grad(loss, has_aux=True)(
+            *clouds, **options
+        )
+        np.testing.assert_allclose(
+            value, ot.sinkhorn_divergence(*clouds, epsilon=0.05, **options)
+        )
+        assert gradient.shape == clouds[0].shape
+        return bool(flag)
+
+    assert converged(threshold=1e-2)
+    assert not converged(num_iters=2)
+
+
+def test_clouds_of_numpy_and_lists(clouds):
+    x, y = (np.asarray(v)[:6] for v in clouds)
+    wanted = np.abs(x[:, None] - y).sum(-1)
+    for pair in ((x, y), (x.tolist(), y.tolist())):
+        np.testing.assert_allclose(ot.cost_matrix(*pair, "l1"), wanted, rtol=1e-5)
+    inside = jax.jit(jax.vmap(lambda s: ot.cost_matrix(s * x, y, "l1")))(np.ones(2))
+    np.testing.assert_allclose(inside[1], wanted, rtol=1e-5)
+    fixed = jax.jit(jax.vmap(lambda s: s * ot.cost_matrix(x, y, "l1")))(np.ones(2))
+    np.testing.assert_allclose(fixed[1], wanted, rtol=1e-5)
 
 
 def test_exact_names_unequal_masses():

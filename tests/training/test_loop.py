@@ -72,8 +72,7 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
     with pytest.raises(FloatingPointError, match="parameters are not finite at step 3"):
         train(tmp_path, root, num_steps=4)
     state, curve = train(tmp_path, quadratic, num_steps=4)
-    # Step 2, the last of a run of two, was where step 3 is in one of four.
-    assert curve["step"] == [1, 3, 4]
+    assert curve["step"] == [1, 2, 3, 4]
     np.testing.assert_allclose(state.params["w"], 0.98**4, rtol=1e-5)
 
 
@@ -90,6 +89,22 @@ def test_a_run_of_fewer_steps_than_were_done_is_refused(tmp_path):
     train(tmp_path, quadratic, num_steps=3)
     with pytest.raises(ValueError, match="is at step 3, beyond num_steps=2"):
         train(tmp_path, quadratic, num_steps=2)
+
+
+def test_a_run_that_is_made_longer_keeps_its_early_curve(tmp_path):
+    train(tmp_path, quadratic, num_steps=100, save_every=100)
+    _, curve = train(tmp_path, quadratic, num_steps=200, save_every=200)
+    assert curve["step"] == list(range(2, 201, 2))
+    losses = 3 * 0.98 ** (2 * (np.asarray(curve["step"]) - 1))
+    np.testing.assert_allclose(curve["loss"], losses, rtol=1e-4)
+
+
+def test_a_run_that_fails_before_it_saves_says_so(tmp_path):
+    def fails(params, state, key, data):
+        return jnp.sum(params["w"]) / 0, (state, {})
+
+    with pytest.raises(FloatingPointError, match="at step 1; .* there is none"):
+        train(tmp_path, fails, num_steps=9, save_every=5)
 
 
 def test_metrics_may_not_have_the_names_of_what_is_written_beside_them(tmp_path):
