@@ -5,7 +5,7 @@ import math
 from ml_collections import ConfigDict
 
 from ot_dd import diffusion, models
-from ot_dd.config import ConfigError, nearest
+from ot_dd.config import ConfigError, by_ipc, nearest
 from ot_dd.data.augment import AugmentConfig, check
 from ot_dd.losses.students import PLANS
 from ot_dd.losses.transport import EPSILON_UNITS
@@ -243,7 +243,14 @@ def _check_refine(config):
         _need(known, "refine.features", name, want)
     _need(settings.features, "refine.features", (), "needs at least one network")
     want = "needs (ipc, weight) pairs with weights of 0 or above"
+    weights = settings.class_weight_by_ipc
     _check_ladder(config, "refine.class_weight_by_ipc", (int, float), 0, math.inf, want)
+    trained = any(not name.startswith("fresh:") for name in settings.features)
+    want = (
+        "needs 'surrogate' or 'teachers' in refine.features: new networks know no class"
+    )
+    fits = trained or not by_ipc(weights, config.ipc)
+    _need(fits, "refine.class_weight_by_ipc", weights, want)
     _need(0 < settings.tau <= 1, "refine.tau", settings.tau,
           "must be above 0 and at most 1 (balanced)")  # fmt: skip
     decoder = config.autoencoder.model != "identity" or settings.optimise != "decoder"

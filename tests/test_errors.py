@@ -116,6 +116,10 @@ FIELDS = [
     ({"student.options": {"depth": 9}}, "config.student does not fit images"),
     ({"teachers.models": (1, 2)}, "config.teachers.models is (1, 2): must be a tuple of"),
     ({"study.baselines": ("random,kmeans",)}, "as in --config.study.baselines=\"('a'"),
+    (
+        {"refine.features": ("fresh:convnet",), "refine.class_weight_by_ipc": ((1, 1.0),)},
+        "needs 'surrogate' or 'teachers' in refine.features",
+    ),
     ({"study.baselines": ("kmean",)}, "did you mean 'kmeans'"),
     ({"study.baselines": ("no_lia",)}, "config.study.baselines is 'no_lia': known are"),
     ({"study.ablations": ("kmeans",)}, "config.study.ablations is 'kmeans': known are"),

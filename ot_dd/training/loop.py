@@ -188,10 +188,13 @@ def fit(
             what = (
                 "parameters are not finite" if np.isfinite(loss) else f"loss is {loss}"
             )
-            last = f"is at step {saved} in {checkpoints.directory}"
+            last = (
+                f"the last finite checkpoint is at step {saved} in "
+                f"{checkpoints.directory}"
+            )
             raise FloatingPointError(
-                f"{name}: the {what} at step {done}; the last finite checkpoint "
-                + (last if saved else "would have come later: there is none")
+                f"{name}: the {what} at step {done}; "
+                + (last if saved else "there is no checkpoint yet")
             )
         column = (done - 1) * curve.shape[1] // num_steps
         curve = curve.at[:, column].set(jnp.array([done, loss]))
