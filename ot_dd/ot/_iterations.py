@@ -123,7 +123,7 @@ def iterate(geometry, problem, init, options):
         g, step = kernels(g, fast, limit, rescue=method == "auto")
     if last:
         g = log_steps(g, functools.partial(_repeat_exactly, 1))[0]
-    return tau_a * geometry.rows(g, problem), g, step + 1 + last
+    return tau_a * geometry.rows(g, problem), g, step + 1 + int(last)
 
 
 def _turns(count, limit):
@@ -149,7 +149,7 @@ def _repeat_exactly(length, body, state):
         new, new_error, safe = body(state)
         ok &= safe
         state, error = _take(ok, (new, new_error), (state, error))
-        return state, error, step + ok, ok
+        return state, error, jnp.where(ok, step + 1, step), ok
 
     error = jnp.zeros((), jax.tree.leaves(state)[0].dtype)
     start = vary_like((state, error, jnp.asarray(0), jnp.asarray(True)), state)
@@ -176,7 +176,7 @@ def _repeat_until(length, limit, body, state):
         new, new_error, ok = body(state)
         new_error = error if limit is None else new_error
         state, error = _take(ok, (new, new_error), (state, error))
-        return state, error, step + ok, ok
+        return state, error, jnp.where(ok, step + 1, step), ok
 
     error = jnp.asarray(jnp.inf, jax.tree.leaves(state)[0].dtype)
     start = vary_like((state, error, jnp.asarray(0), jnp.asarray(True)), state)

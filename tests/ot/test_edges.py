@@ -312,3 +312,18 @@ def test_held_potentials_have_no_gradient_in_epsilon():
         return ot.solve_sample(x, y, epsilon=epsilon, num_iters=50).potentials[0].sum()
 
     assert jax.grad(total)(0.3) == 0
+
+
+@pytest.mark.parametrize("method", ["log", "kernel", "auto"])
+def test_strict_promotion_of_types(method):
+    rng = np.random.default_rng(0)
+    x, y = (jnp.asarray(rng.normal(size=(n, 4)), jnp.float32) for n in (9, 12))
+
+    def divergence(x, **options):
+        return ot.sinkhorn_divergence(x, y, epsilon=0.5, method=method, **options)
+
+    with jax.numpy_dtype_promotion("strict"):
+        jax.grad(divergence)(x)
+        jax.grad(lambda x: divergence(x, block_size=4, tau_a=0.9, tau_b=0.9))(x)
+        jax.grad(lambda x: divergence(x, grad="unroll", num_iters=4))(x)
+        jax.grad(losses.student_loss)(x, y[:9], jnp.zeros(9, int))
