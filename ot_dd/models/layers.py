@@ -285,7 +285,8 @@ class GroupNorm(nn.Module):
     variance, a channel whose mean is thousands of times its deviation loses digits.
 
     Attributes:
-      groups: number of groups; None is one group per channel (instance norm).
+      groups: number of groups; None is one group per channel: the instance norm (Ulyanov et
+        al., 2016) of the dataset-distillation literature's ConvNets.
       epsilon: added to the variance.
     """
 
@@ -322,14 +323,6 @@ def _group_mean(moment, groups):
     return jnp.repeat(grouped, c // groups, -1)
 
 
-class InstanceNorm(GroupNorm):
-    """Per-image, per-channel normalisation with scale and bias (Ulyanov et al., 2016).
-
-    What the dataset-distillation literature calls the "instance" norm of its ConvNets:
-    a group norm with one channel per group.
-    """
-
-
 def norm(kind: str, *, train: bool, name: str, epsilon: float = 1e-5):
     """Makes the normalisation layer of a classifier.
 
@@ -346,7 +339,7 @@ def norm(kind: str, *, train: bool, name: str, epsilon: float = 1e-5):
       ValueError: if `kind` is unknown.
     """
     if kind == "instance":
-        return InstanceNorm(epsilon=epsilon, name=name)
+        return GroupNorm(epsilon=epsilon, name=name)
     if kind == "batch":
         return nn.BatchNorm(
             use_running_average=not train, momentum=0.9, epsilon=epsilon, name=name

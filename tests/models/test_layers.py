@@ -201,7 +201,7 @@ def test_group_norm_matches_linen(groups):
 def test_group_norm_of_a_constant_image_is_its_bias():
     x = jnp.full((2, 4, 4, 3), 7.3)
     params = {"params": {"scale": jnp.ones(3), "bias": jnp.arange(3.0)}}
-    module = layers.InstanceNorm()
+    module = layers.GroupNorm()
     np.testing.assert_allclose(
         module.apply(params, x), jnp.broadcast_to(jnp.arange(3.0), x.shape), atol=1e-2
     )
@@ -211,7 +211,7 @@ def test_group_norm_of_a_constant_image_is_its_bias():
 
 def test_instance_norm_refuses_one_pixel():
     with pytest.raises(ValueError, match="1x1 feature map"):
-        layers.InstanceNorm().init(jax.random.key(0), jnp.zeros((2, 1, 1, 3)))
+        layers.GroupNorm().init(jax.random.key(0), jnp.zeros((2, 1, 1, 3)))
 
 
 def test_norm_refuses_an_unknown_kind():
@@ -264,7 +264,7 @@ def test_space_to_depth_order_and_inverse():
 
 def test_bfloat16_stays_bfloat16():
     x = jnp.ones((1, 8, 8, 4), jnp.bfloat16)
-    for module in (layers.Conv(4), layers.InstanceNorm(), layers.PatchEmbed(2, 4)):
+    for module in (layers.Conv(4), layers.GroupNorm(), layers.PatchEmbed(2, 4)):
         params = module.init(jax.random.key(0), x)
         params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
         assert module.apply(params, x).dtype == jnp.bfloat16
