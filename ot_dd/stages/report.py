@@ -5,6 +5,7 @@ the images, and how they came about. It needs no network and no JavaScript.
 """
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def print_table(
 
     Args:
       rows: of `summarise`.
-      console: where to; the terminal by default.
+      console: where to; the terminal by default, or 100 columns of a file.
       split: the images that accuracies are of.
       against: what differences are from.
     """
@@ -127,7 +128,7 @@ def print_table(
         column.min_width = max(
             len(str(cell)) for cell in (column.header, *column.cells)
         )
-    console = console or Console()
+    console = console or Console(width=None if sys.stdout.isatty() else 100)
     endless = console.options.update(width=10**4)
     least = Measurement.get(console, endless, table).minimum
     console.width = max(console.width, least)  # Too wide rather than without names.
