@@ -25,7 +25,7 @@ _DISTILLED = flags.DEFINE_list("distilled", [], "Folders to judge, as [name=]DIR
 _PROTOCOL = flags.DEFINE_string(
     "protocol",
     "edc_soft",
-    "dc_hard, dsa_hard, minimax_hard, edc_soft, rded_soft or rd3.",
+    "dc_plain, dc_hard, dsa_hard, minimax_hard, edc_soft, rded_soft or rd3.",
 )
 _STUDENTS = flags.DEFINE_list(
     "students", [], "Networks, as name[:option=value...]; default the protocol's."

@@ -15,7 +15,7 @@ from PIL import Image
 
 from configs import digits
 from ot_dd.config import ConfigError
-from ot_dd.data import AugmentConfig
+from ot_dd.data import AugmentConfig, augment
 from ot_dd.stages import vocabulary
 from ot_dd.stages.evaluation import evaluate, parse_sets, parse_student
 from ot_dd.stages.folders import read_image_set
@@ -228,7 +228,7 @@ def test_a_folder_that_does_not_fit_is_named(tmp_path, dataset, spoil, message):
 
 
 @pytest.mark.parametrize(
-    "name", ["dc_hard", "dsa_hard", "minimax_hard", "edc_soft", "rd3"]
+    "name", ["dc_plain", "dc_hard", "dsa_hard", "minimax_hard", "edc_soft", "rd3"]
 )
 def test_a_protocol_trains(tmp_path_factory, dataset, name):
     """At a few passes; the teachers are trained once for all of them."""
@@ -273,6 +273,12 @@ def test_protocols_say_what_their_sources_say():
     assert isinstance(recipe_of(made, "soft").augment, AugmentConfig)
     apply_protocol(made, "dc_hard", ipc=10, classes=10)
     assert isinstance(recipe_of(made, "hard").augment, AugmentConfig)
+    plain = config()
+    apply_protocol(plain, "dc_plain", ipc=10, classes=10)
+    assert (plain.student.steps, plain.student.batch_size) == (300, 256)
+    images = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
+    kept, _ = augment(jax.random.key(1), images, recipe_of(plain, "hard").augment)
+    np.testing.assert_allclose(kept, images, atol=1e-6)
     apply_protocol(made, "edc_soft", ipc=10, classes=10)
     assert made.student.steps == 300 * 2
     assert (made.student.ce_weight, made.student.ema) == (0.025, 0.99)
