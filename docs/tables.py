@@ -16,11 +16,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from ot_dd.stages.summary import (
     LABELS,
     METHOD,
+    Difference,
     difference,
     group_runs,
     share_seeds,
@@ -63,15 +65,20 @@ def comparison(found: dict, accuracies: bool = False) -> None:
         titles = [f"{protocol}, `{student}`" for protocol, student in columns]
         print(f"**{ipc} per class**\n\n| set | {' | '.join(titles)} |")
         print(f"|{'---|' * (1 + len(columns))}")
+        away = {
+            (name, column): gap(name, runs, cells[METHOD].get(column, {}))
+            for name, row in cells.items()
+            for column, runs in row.items()
+            if METHOD in cells
+        }
+        stars = asterisks(away)
         for name in filter(cells.get, found["titles"]):
-            row = cells[name]
-            full = cells.get(METHOD, {}) if name != METHOD else {}
-            scores = [
-                str(spread(row[column])) + gap(name, row[column], full.get(column, {}))
-                if column in row
-                else ""
-                for column in columns
-            ]
+            row, scores = cells[name], []
+            for column in columns:
+                scores.append(str(spread(row[column])) if column in row else "")
+                if away.get((name, column)):
+                    points = away[name, column].mean
+                    scores[-1] += f" ({points:+.1f}{stars[name, column]})"
             print(f"| {found['titles'][name]} | {' | '.join(scores)} |")
         names = list(part["sets"][0]["geometry"])
         kinds = dict.fromkeys(s["set"] for s in part["sets"])
@@ -145,13 +152,21 @@ def overview(tables: list[dict]) -> None:
             runs[seeds] = 100 * record["accuracy"]
     print(f"| images per class, recipe | student | {' | '.join(_OVERVIEW.values())} |")
     print(f"|{'---|' * (2 + len(_OVERVIEW))}")
-    for (ipc, protocol, student), sets in sorted(rows.items(), key=lambda r: r[0][:2]):
+    away = {
+        (key, name): gap(name, sets[name], sets[METHOD])
+        for key, sets in rows.items()
+        for name in _OVERVIEW
+        if name in sets
+    }
+    stars = asterisks(away)
+    for key, sets in sorted(rows.items(), key=lambda row: row[0][:2]):
+        ipc, protocol, student = key
         cells = []
         for name in _OVERVIEW:
-            runs = sets.get(name, {})
-            away = gap(name, runs, sets[METHOD]) if runs and name != METHOD else ""
-            mean = f"{np.mean(list(runs.values())):.1f}" if runs else ""
-            cells.append(mean + "*" * ("*" in away))
+            runs = list(sets.get(name, {}).values())
+            alone = "°" if len(runs) == 1 else ""
+            mean = f"{np.mean(runs):.1f}" if runs else ""
+            cells.append(mean + alone + stars.get((key, name), ""))
         kind = student.split(":")[0]
         print(f"| {ipc}, `{protocol}` | `{kind}` | {' | '.join(cells)} |")
 
@@ -224,16 +239,26 @@ def signs(ranks) -> str:
     return " | ".join("" if rank is None else f"{rank:+.2f}" for rank in ranks)
 
 
-def gap(name: str, runs: dict, full: dict) -> str:
-    """Returns " (-6.4*)": the difference from the full method, in points.
+def gap(name: str, runs: dict, full: dict) -> Difference | None:
+    """Returns the difference from the full method, None for itself or without it."""
+    if name == METHOD:
+        return None
+    return difference(runs, full, paired=share_seeds(name, METHOD))
 
-    The asterisk is for a 95 % interval that excludes zero.
+
+def asterisks(differences: dict) -> dict[tuple, str]:
+    """Returns the asterisks of a table's differences.
+
+    One is for a 95 % interval that excludes zero, two for a difference that is found,
+    too, among all of the table at a false discovery rate of 5 % (Benjamini and Hochberg).
     """
-    found = difference(runs, full, paired=share_seeds(name, METHOD))
-    if found is None:
-        return ""
-    clear = found.verdict in ("better", "worse")
-    return f" ({found.mean:+.1f}{'*' if clear else ''})"
+    stars = dict.fromkeys(differences, "")
+    p_values = {k: d.p_value for k, d in differences.items() if d and d.low is not None}
+    if p_values:
+        adjusted = stats.false_discovery_control(list(p_values.values()))
+        for (key, alone), among_all in zip(p_values.items(), adjusted):
+            stars[key] = "*" * (int(alone < 0.05) + int(among_all < 0.05))
+    return stars
 
 
 def write_page(page: Path) -> None:

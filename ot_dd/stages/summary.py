@@ -50,7 +50,8 @@ class Difference(NamedTuple):
     side is a single run, or nothing deviates. `unit` says what the interval generalises
     over. `bootstrap` is the 95 % percentile interval over resampled sets and students,
     which is too narrow for a handful of them (it leaves the tails out), and so decides
-    nothing.
+    nothing. `p_value` is of no difference, two-sided, by the same error and its t
+    distribution; below 0.05 where the interval excludes zero.
     """
 
     mean: float
@@ -60,6 +61,7 @@ class Difference(NamedTuple):
     paired: bool
     unit: str
     bootstrap: tuple[float, float] | None = None
+    p_value: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -267,7 +269,9 @@ def difference(
     half = error * float(special.stdtrit(freedom, 0.975))
     drawn = _resampled(grids, crossed) + mean
     low, high = (float(v) for v in np.quantile(drawn, (0.025, 0.975)))
-    return Difference(mean, error, mean - half, mean + half, paired, unit, (low, high))
+    p_value = 2 * float(special.stdtr(freedom, -abs(mean) / error))
+    interval = mean - half, mean + half
+    return Difference(mean, error, *interval, paired, unit, (low, high), p_value)
 
 
 def _grids(sides: Sequence[Mapping[tuple, float]]) -> tuple[list[np.ndarray], bool]:

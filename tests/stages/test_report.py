@@ -246,6 +246,7 @@ def test_sets_that_share_no_seeds_are_compared_by_welch():
     def agree(found, peer):
         interval = peer.confidence_interval()
         np.testing.assert_allclose([found.low, found.high], interval)
+        np.testing.assert_allclose(found.p_value, peer.pvalue)
 
     rng = np.random.default_rng(0)
     ones = [{(s, 0): rng.normal(80, sigma) for s in range(5)} for sigma in (1, 3)]
