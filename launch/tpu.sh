@@ -8,8 +8,8 @@
 #   launch/tpu.sh logs | stop | fetch | delete
 #
 # --dry-run before the verb prints every command and runs none. With BUCKET set, `run` saves
-# the work directory there every ten minutes and when it ends, and on a new machine brings it
-# back first. So after a preemption: delete, create, setup, and the same `run` goes on.
+# the work directory there every ten minutes and when it ends or is told to, and on a new
+# machine brings it back first. So after a preemption: delete, create, setup, and the same `run` goes on.
 # Slices of several machines run the same command on all of them, in a work directory on the
 # file server SHARE, which stays when they go.
 set -euo pipefail
@@ -120,10 +120,12 @@ setup() {
   # The image's Python is 3.10: uv brings another, beside it.
   local share='' check='import jax; print(jax.devices())'
   if [[ -n $SHARE ]]; then
-    # Without locks: those of a machine that is taken away would never be released.
+    # Without locks: those of a machine that is taken away would never be released. What was
+    # not there is asked for again: another machine may have written it. A machine that has
+    # just started holds apt's locks for its own updates.
     share="
-command -v mount.nfs >/dev/null || { sudo apt-get -qq update; sudo apt-get -qq install -y nfs-common; }
-mkdir -p out; mountpoint -q out || sudo mount -t nfs -o nolock $(printf '%q' "$SHARE") out
+command -v mount.nfs >/dev/null || for _ in \$(seq 60); do sudo apt-get -qq update && sudo apt-get -qq -o DPkg::Lock::Timeout=600 install -y nfs-common && break; sleep 10; done
+mkdir -p out; mountpoint -q out || sudo mount -t nfs -o nolock,lookupcache=positive $(printf '%q' "$SHARE") out
 sudo chown \$(id -u) out"
   fi
   # Devices are found when all machines ask for them together.
@@ -134,6 +136,11 @@ command -v ~/.local/bin/uv >/dev/null || curl -LsSf https://astral.sh/uv/install
 ~/.local/bin/uv pip install -e . "jax[tpu]"
 .venv/bin/python -c "'"$check"'"'
   rm -rf "$(dirname "$archive")"
+}
+
+# Prints the command that saves all of the work directory in a bucket.
+save() {
+  printf 'gcloud storage rsync -r --delete-unmatched-destination-objects out/run %s' "$1"
 }
 
 run() {
@@ -151,32 +158,41 @@ run() {
     # A new machine: what is in the bucket is brought back, and nothing begins without it.
     # Moved into place when it is whole, so that one that broke off is taken up again.
     line+="; if [ ! -e out/run/config.json ]; then if said=\$(gcloud storage ls $bucket 2>&1); then mkdir -p out/back && gcloud storage rsync -r $bucket out/back && rm -rf out/run && mv out/back out/run || exit 1; elif [[ \$said != *'matched no objects'* ]]; then printf '%s\n' \"\$said\"; exit 1; fi; fi"
-    # Saved every ten minutes while the run lives, and once when it has ended.
-    line+="; (while sleep 600; do gcloud storage rsync -r out/run $bucket; done) & saver=\$!"
-    line+=";$words; status=\$?; kill \$saver; gcloud storage rsync -r out/run $bucket; exit \$status"
+    # Saved every ten minutes while the run lives, and once when it has ended: told to end, as
+    # before a preemption, this shell waits for the program, which saves. What is gone here
+    # goes there in the end, when nothing writes.
+    line+="; (while sleep 600; do gcloud storage rsync -r out/run $bucket; done) & saver=\$!; trap : TERM"
+    line+=";$words & run=\$!; wait \$run; status=\$?; while kill -0 \$run 2>/dev/null; do wait \$run; status=\$?; done"
+    line+="; pkill -P \$saver; kill \$saver; wait \$saver; $(save "$bucket"); exit \$status"
   else
     line+=";$words"
   fi
-  local mounted=
-  [[ -z $SHARE ]] || mounted="mountpoint -q out || { echo 'out is not mounted: launch/tpu.sh setup' >&2; exit 1; }; "
-  on_tpu "cd ot-dd && mkdir -p out && ${mounted} { ! kill -0 \"\$(cat run.pid 2>/dev/null)\" 2>/dev/null || { echo 'a run is going on: launch/tpu.sh stop' >&2; exit 1; }; } && { setsid nohup bash -c $(printf '%q' "$line") >run.log 2>&1 </dev/null & echo \$! >run.pid; }"
+  local mounted='' log=run.log
+  # Which machine of several is the first process, and so prints, is not known here.
+  [[ -z $SHARE ]] || log="out/logs/\$(hostname).log" mounted="mountpoint -q out || { echo 'out is not mounted: launch/tpu.sh setup' >&2; exit 1; }; mkdir -p out/logs && "
+  on_tpu "cd ot-dd && mkdir -p out && ${mounted} { ! kill -0 \"\$(cat run.pid 2>/dev/null)\" 2>/dev/null || { echo 'a run is going on: launch/tpu.sh stop' >&2; exit 1; }; } && { setsid nohup bash -c $(printf '%q' "$line") >>$log 2>&1 </dev/null & echo \$! >run.pid; }"
 }
 
 logs() {
-  workers=(--worker=0) # the first machine is the one that prints
-  on_tpu 'tail -n 100 -F ot-dd/run.log'
+  workers=(--worker=0)
+  if [[ -n $SHARE ]]; then
+    on_tpu 'tail -n 100 -F ot-dd/out/logs/*.log'
+  else
+    on_tpu 'tail -n 100 -F ot-dd/run.log'
+  fi
 }
 
 stop() {
   # The whole session of the run; a killed program leaves libtpu's lock behind.
   # shellcheck disable=SC2016 # expanded there
   local line='cd ot-dd; pid=$(cat run.pid) || exit 0; pkill -TERM -s "$pid"; for _ in $(seq 120); do pgrep -s "$pid" >/dev/null || break; sleep 0.5; done; pkill -KILL -s "$pid"; rm -f run.pid; rm -f /tmp/libtpu_lockfile || sudo rm -f /tmp/libtpu_lockfile'
-  [[ -z $BUCKET ]] || line+="; gcloud storage rsync -r out/run $(printf '%q' "$BUCKET")"
+  [[ -z $BUCKET ]] || line+="; $(save "$(printf '%q' "$BUCKET")")"
   on_tpu "$line"
 }
 
 fetch() {
   if [[ -n $BUCKET ]]; then
+    show mkdir -p out/"$TPU"
     show gcloud storage rsync -r "$BUCKET" out/"$TPU"
   else
     local target

@@ -76,8 +76,10 @@ class Checkpoints:
 
     def _check_space(self, needed: int) -> None:
         """Orbax, writing from many threads, would fill a terminal with its errors."""
+        if not is_leader():
+            return
         free = shutil.disk_usage(self.directory).free
-        if is_leader() and free < needed:
+        if free < needed:
             raise OSError(
                 errno.ENOSPC,
                 f"{os.strerror(errno.ENOSPC)}: a checkpoint takes {needed / 1e6:.3g} MB, "
@@ -108,6 +110,8 @@ class Checkpoints:
             except (jax.errors.JaxRuntimeError, MemoryError):
                 raise  # Such as of memory: nothing is wrong with the files.
             except Exception as error:  # TensorStore raises no class of its own.
+                if getattr(error, "errno", None) not in (None, errno.ENOENT):
+                    raise  # The disk's, or the server's: nothing is known of the files.
                 first = first or error
                 if jax.process_count() > 1:
                     break  # The others may have read it.
@@ -131,7 +135,7 @@ class Checkpoints:
     def finished(self) -> dict | None:
         """Returns the note of `finish`, or None while the run is not complete."""
         path = self.directory / "finished.json"
-        return read_json(path) if agree(path.exists()) else None
+        return read_json(path) if agree(is_leader() and path.exists()) else None
 
     def close(self) -> None:
         """Waits for pending writes and closes the manager."""

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,6 +113,17 @@ def exit_code(work: Callable[[], object], *, saves: bool = True) -> int:
       work: what to do.
       saves: whether it heeds SIGTERM; else the signal ends it at once.
     """
+    try:
+        return _exit_code(work, saves)
+    except Exception:
+        if _is_one_of_several():  # The others would wait for it for minutes.
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+        raise
+
+
+def _exit_code(work, saves):
     from ot_dd.metrics import TOLD_TO_END, Stopped
 
     quiet()

@@ -27,7 +27,7 @@ from absl import app, flags, logging
 
 import ot_dd.environment  # noqa: F401 - before JAX
 from ot_dd.command import config_flag, exit_code, parse_flags
-from ot_dd.config import ConfigError, to_dict
+from ot_dd.config import ConfigError, fingerprint, to_dict
 
 _CONFIG = config_flag(
     "The run's config; `file.py:switch` passes a switch, such as :debug."
@@ -70,7 +70,7 @@ def run(
     Raises:
       ConfigError: for a config or stage name that cannot be.
     """
-    from ot_dd.parallel import data_mesh
+    from ot_dd.parallel import check_alike, data_mesh
     from ot_dd.stages import vocabulary
     from ot_dd.stages.distilled import write_distilled
     from ot_dd.stages.prepare import load_data, prepare
@@ -97,6 +97,7 @@ def run(
 
     banner("prepare", "data, autoencoder, denoiser, teachers, surrogate")
     loaded = load_data(config)
+    check_alike(fingerprint(config, loaded[-1]))
     write_config(work, to_dict(config))
     prepared = prepare(config, work, loaded)
     if last < vocabulary.STAGES.index("sample"):

@@ -1,6 +1,7 @@
 """Progress for people (one line, rate and time left) and metrics for machines."""
 
 import json
+import math
 import os
 import sys
 import threading
@@ -51,8 +52,9 @@ class Metrics:
     def write(self, name: str, step: int, **scalars: float) -> None:
         """Appends one line of scalars, and TensorBoard's events of them if wanted."""
         row = {"time": round(time.time(), 3), "name": name, "step": int(step)}
-        row.update({key: float(value) for key, value in scalars.items()})
-        self._file.write(json.dumps(row) + "\n")
+        values = {key: float(value) for key, value in scalars.items()}
+        row |= {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
         if self._events is not None:
             for key, value in scalars.items():
                 self._events.add_scalar(f"{name}/{key}", float(value), int(step))

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -26,7 +27,7 @@ import numpy as np
 from ot_dd.checkpoint import Checkpoints, read_json, write_atomic, write_json
 from ot_dd.data.stored import Stored, read_records, write_records
 from ot_dd.metrics import Metrics
-from ot_dd.parallel import agree, barrier, is_leader, told_to_end
+from ot_dd.parallel import agree, barrier, from_leader, is_leader, told_to_end
 
 
 class WorkDir:
@@ -79,17 +80,39 @@ class WorkDir:
 
         Those of types that NumPy's files do not know, such as bfloat16, become float32.
         """
-        path = self.path / "cache" / f"{name}.npz"
-        with self.turn(name):
-            if agree(path.exists()):
-                return _load_arrays(path)
-            told_to_end()  # asked by all processes; `check` acts on it
-            self.metrics.check(name)
+
+        def timed():
             with self.timed(name):
-                made = {key: _storable(value) for key, value in make().items()}
-            write_atomic(path, lambda file: np.savez(file, **made))
-            barrier(name)
+                return make()
+
+        with self.turn(name):
+            made = self._kept(self.path / "cache" / f"{name}.npz", name, timed)
+            if is_leader():
+                shutil.rmtree(self._pieces(name), ignore_errors=True)
             return made
+
+    def piece(
+        self, name: str, number: int, make: Callable[[], dict[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """Returns a piece of what `arrays` is making as `name`.
+
+        It is kept until the whole is stored, so that a run that is ended goes on from it.
+        """
+        path = self._pieces(name) / f"{number}.npz"
+        return self._kept(path, f"{name}, piece {number}", make)
+
+    def _pieces(self, name):
+        return self.path / "cache" / f"{name}.pieces"
+
+    def _kept(self, path, label, make):
+        if _is_there(path):
+            return _load_arrays(path)
+        told_to_end()  # asked by all processes; `check` acts on it
+        self.metrics.check(label)
+        made = {key: _storable(value) for key, value in make().items()}
+        write_atomic(path, lambda file: np.savez(file, **made))
+        barrier(label)
+        return made if is_leader() else _load_arrays(path)
 
     def records(
         self,
@@ -117,7 +140,8 @@ class WorkDir:
         paths = [folder / f"{i:05d}-of-{count:05d}.array_record" for i in range(count)]
         told_to_end()
         self.metrics.check(name)  # all together: none waits for one that has ended
-        missing = [i for i in range(count) if not paths[i].exists()]
+        there = [is_leader() and path.exists() for path in paths]
+        missing = np.flatnonzero(~from_leader(np.array(there, bool))).tolist()
         # What the others make meanwhile is none of this process's business.
         own = [i for i in missing if i % jax.process_count() == jax.process_index()]
         for done, i in enumerate(own):
@@ -139,7 +163,7 @@ class WorkDir:
         """
         path = self.path / "cache" / f"{name}.json"
         with self.turn(name):
-            if path.exists() if alone else agree(path.exists()):
+            if path.exists() if alone else _is_there(path):
                 return read_json(path)
             if not alone:
                 told_to_end()
@@ -149,6 +173,8 @@ class WorkDir:
             write_json(path, stored, everyone=alone)
             if not alone:
                 barrier(name)
+                if not is_leader():
+                    return read_json(path)
             return json.loads(json.dumps(stored))  # As the next run reads it.
 
     @contextlib.contextmanager
@@ -167,15 +193,19 @@ class WorkDir:
         try:
             yield
         finally:
-            path = self.path / "cache" / "seconds" / f"{name}.json"
-            took = time.monotonic() - start
-            with self._adding:
-                seconds = round((read_json(path) or 0.0) + took, 3)
-                write_json(path, seconds, everyone=everyone)
+            if everyone or is_leader():
+                path = self.path / "cache" / "seconds" / f"{name}.json"
+                took = time.monotonic() - start
+                with self._adding:
+                    seconds = round((read_json(path) or 0.0) + took, 3)
+                    write_json(path, seconds, everyone=everyone)
 
-    def count_flops(self, name: str, operations: float) -> None:
+    def count_flops(
+        self, name: str, operations: float, *, everyone: bool = False
+    ) -> None:
         """Keeps the floating-point operations that making `name` takes."""
-        write_json(self.path / "cache" / "flops" / f"{name}.json", operations)
+        path = self.path / "cache" / "flops" / f"{name}.json"
+        write_json(path, operations, everyone=everyone)
 
     def flops(self) -> dict[str, float]:
         """Returns operations by name, of what `seconds` is of."""
@@ -237,3 +267,12 @@ def _lock(path: Path) -> BlockingIOError | None:
     file.flush()
     _LOCKS[path] = file
     return None
+
+
+def _is_there(path: Path) -> bool:
+    """Whether the leader sees a file.
+
+    The others do not look: a file server's client remembers for a while what was not
+    there, and would not find what is written next.
+    """
+    return agree(is_leader() and path.exists())

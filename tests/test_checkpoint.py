@@ -1,5 +1,6 @@
 """Checkpoints: restored as saved, also when several runs of a process save at once."""
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -101,6 +102,27 @@ def test_the_step_before_one_that_came_in_part_is_gone_on_from(tmp_path):
     )
     with pytest.raises(ValueError, match="step 2, is damaged or of another"):
         checkpoints.restore({"other": jnp.zeros(3)})
+    checkpoints.close()
+
+
+def test_a_server_that_fails_for_a_moment_costs_no_checkpoint(tmp_path, monkeypatch):
+    for step in (1, 2):
+        checkpoints = Checkpoints(tmp_path / str(step))
+        checkpoints.save(step, _tree(float(step)))
+        checkpoints.close()
+    shutil.copytree(tmp_path / "1/steps/1", tmp_path / "2/steps/1")
+    checkpoints = Checkpoints(tmp_path / "2")
+
+    def stale(*_, **__):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(checkpoints._manager), "restore", stale)
+        with pytest.raises(OSError, match="Stale"):
+            checkpoints.restore(_tree(0.0))
+    np.testing.assert_array_equal(
+        checkpoints.restore(_tree(0.0))["a"], np.full(50, 2.0)
+    )
     checkpoints.close()
 
 

@@ -59,6 +59,7 @@ def tpu(tmp_path):
     return call
 
 
+SAVE = ["storage", "rsync", "-r", "--delete-unmatched-destination-objects", "out/run"]
 WHERE = ["--project=a project", "--zone=us-west4-a"]
 
 
@@ -150,7 +151,9 @@ def test_a_pod_does_the_same_on_every_machine(tpu, verb, tmp_path):
         # The lines are a shell's; the share is mounted before anything is installed.
         script = line.removeprefix("--command=")
         subprocess.run(["bash", "-n", "-c", script], check=True)
-        mount = "sudo mount -t nfs -o nolock 10.0.0.2:/a\\ share out"
+        mount = (
+            "sudo mount -t nfs -o nolock,lookupcache=positive 10.0.0.2:/a\\ share out"
+        )
         assert 0 < line.index(mount) < line.index("uv venv")
         assert "jax.distributed.initialize()" in line
     if verb == "run":
@@ -162,6 +165,7 @@ def test_a_pod_does_the_same_on_every_machine(tpu, verb, tmp_path):
 def test_a_pod_is_read_from_its_first_machine(tpu):
     _, (call,) = tpu("logs", settings=POD)
     assert "--worker=0" in call and "--worker=all" not in call
+    assert call[-1] == "--command=tail -n 100 -F ot-dd/out/logs/*.log"
     _, (call,) = tpu("fetch", settings=POD)
     assert call[3:5] == ["scp", "--recurse"] and call[-1] == "--worker=0"
 
@@ -182,7 +186,36 @@ def test_a_bucket_is_read_before_and_written_after(tpu, tmp_path):
         time.sleep(0.1)
     assert calls[1] == ["storage", "ls", "gs://a bucket/x"]
     assert calls[2] == ["storage", "rsync", "-r", "gs://a bucket/x", "out/back"]
-    assert calls[3] == ["storage", "rsync", "-r", "out/run", "gs://a bucket/x"]
+    assert calls[3] == [*SAVE, "gs://a bucket/x"]
+
+
+def test_told_to_end_a_run_is_saved_when_the_program_has_saved(tpu, tmp_path):
+    """A preemption ends every process of the machine with SIGTERM."""
+    remote = tmp_path / "remote"
+    python = remote / "ot-dd" / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        "#!/bin/bash\ntrap 'sleep 1; touch saved; exit 143' TERM\n"
+        "touch begun\nwhile true; do sleep 0.1; done\n"
+    )
+    python.chmod(0o755)
+    calls = tmp_path / "calls"
+    settings, begun = ["BUCKET=gs://b"], remote / "ot-dd" / "begun"
+    tpu("run", "--config=c.py", settings=settings, REMOTE=str(remote))
+    pid = (remote / "ot-dd" / "run.pid").read_text().strip()
+    for _ in range(100):
+        if begun.exists():
+            break
+        time.sleep(0.1)
+    before = len(calls.read_text().splitlines())
+    subprocess.run(["pkill", "-TERM", "-s", pid], check=True)
+    for _ in range(100):
+        if subprocess.run(["pgrep", "-s", pid], capture_output=True).returncode:
+            break
+        time.sleep(0.1)
+    made = [json.loads(line) for line in calls.read_text().splitlines()[before:]]
+    assert made == [[*SAVE, "gs://b"]] and (remote / "ot-dd" / "saved").exists()
+    assert subprocess.run(["pgrep", "-s", pid]).returncode == 1
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,16 @@ def test_tensorboard_reads_what_is_written(tmp_path):
     assert [json.loads(line)["loss"] for line in lines] == [0.15, 0.075]
 
 
+def test_what_is_not_finite_is_null(tmp_path):
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    metrics.write("denoiser", 1, loss=float("nan"), accuracy=0.5)
+    metrics.close()
+    row = json.loads(
+        (tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail
+    )
+    assert row["loss"] is None and row["accuracy"] == 0.5
+
+
 def test_without_the_extra_it_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ConfigError, match=r"pip install 'ot-dd\[tensorboard\]'"):

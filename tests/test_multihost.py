@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -129,6 +131,53 @@ def test_a_preempted_run_saves_and_ends(tmp_path, save_every):
     (step,) = [name for name in saved if name.isdigit()]
     assert said.count(f"told to end at denoiser, step {step}, which is saved") == 2
     assert "Traceback" not in said
+
+
+EXCHANGE = """
+import sys
+import jax, numpy as np
+from ot_dd import parallel
+from ot_dd.command import exit_code
+from ot_dd.config import ConfigError
+from ot_dd.parallel import hosts
+from ot_dd.workdir import WorkDir
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+me = jax.process_index()
+hosts._GATHERED = 100  # In many turns.
+rows = parallel.gather_rows(37, lambda r: np.array([[i, -i] for i in r], np.int32))
+np.testing.assert_array_equal(rows, np.arange(37)[:, None] * [1, -1])
+assert parallel.from_leader(np.array([me, 7])).tolist() == [0, 7]
+parallel.check_alike("00ff")
+try:
+    parallel.check_alike(f"0{me}")
+except ConfigError as error:
+    assert me == 1 and "process 1 has another config" in str(error)
+else:
+    assert me == 0
+work = WorkDir(sys.argv[3])
+made = [work.json("note", lambda: {"by": me}), work.json("note", dict)]
+made += [work.arrays("rows", lambda: {"by": np.arange(me + 1)})["by"].tolist()]
+assert made == [{"by": 0}, {"by": 0}, [0]], made
+print("exchanged", flush=True)
+sys.exit(exit_code(lambda: {}["unforeseen"] if me else parallel.barrier("never")))
+"""
+
+
+def test_processes_exchange_and_end_together(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", EXCHANGE, address, str(i), str(tmp_path)], cwd=ROOT,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=120) for process in both]
+    assert all(out.endswith("exchanged\n") for out, _ in said), said
+    assert both[1].returncode == 1 and "KeyError: 'unforeseen'" in said[1][1]
+    assert both[0].returncode not in (0, None)
 
 
 def test_a_directory_in_use_is_refused(tmp_path):

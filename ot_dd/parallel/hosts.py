@@ -80,11 +80,33 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def agree(value: bool) -> bool:
-    """Returns the leader's value, so that all processes take the same way."""
+def from_leader(value: np.ndarray) -> np.ndarray:
+    """Returns the leader's array, of one shape and type in all processes."""
     if jax.process_count() == 1:
         return value
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+    return np.asarray(multihost_utils.broadcast_one_to_all(value))
+
+
+def agree(value: bool) -> bool:
+    """Returns the leader's value, so that all processes take the same way."""
+    return bool(from_leader(np.asarray(value)))
+
+
+def check_alike(digest: str) -> None:
+    """Ends processes that were given another config, or read other data.
+
+    Args:
+      digest: hexadecimal digits that name both.
+
+    Raises:
+      ConfigError: in those whose digest is not the leader's.
+    """
+    own = np.frombuffer(bytes.fromhex(digest), np.uint8)
+    if (from_leader(own) != own).any():
+        raise ConfigError(
+            f"process {jax.process_index()} has another config, or other data, than the "
+            "first process: give all of them the same flags and files"
+        )
 
 
 # Set when this process is to end (SIGTERM): jobs save what they have and stop.
@@ -98,7 +120,8 @@ def told_to_end() -> bool:
     Every process must ask as often as the others: a notice takes effect at a question
     that none of them has come to yet, and stays.
     """
-    if jax.process_count() > 1 and not TOLD_TO_END.is_set():
+    # JAX takes the signal where it has been initialised, for one process as well.
+    if jax.distributed.is_initialized() and not TOLD_TO_END.is_set():
         if multihost_utils.reached_preemption_sync_point(next(_asked)):
             TOLD_TO_END.set()
     return TOLD_TO_END.is_set()
@@ -133,5 +156,14 @@ def gather_rows(count: int, make: Callable[[range], np.ndarray]) -> np.ndarray:
     rows = range(first, min(first + share, count))
     own = np.asarray(make(rows))
     padding = [(0, share - len(own))] + [(0, 0)] * (own.ndim - 1)
-    every = multihost_utils.process_allgather(np.pad(own, padding))
+    own = np.pad(own, padding)
+    every = np.empty((processes, *own.shape), own.dtype)
+    # What is gathered lies on every device for a moment: it is never all of it.
+    size = max(1, _GATHERED // (processes * max(1, own[0].nbytes)))
+    for start in range(0, share, size):
+        part = slice(start, start + size)
+        every[:, part] = multihost_utils.process_allgather(own[part])
     return every.reshape(-1, *own.shape[1:])[:count]
+
+
+_GATHERED = 2**26  # Bytes that processes exchange at once.

@@ -84,8 +84,13 @@ def decode_images(autoencoder: Autoencoder, latents: jax.Array) -> np.ndarray:
     return in_batches(decode, (autoencoder,), latents)
 
 
+def decode_bytes(autoencoder, latents):
+    """Latents to images uint8 `[n, h, w, c]`, for `in_batches`."""
+    return to_uint8(autoencoder.decode(latents))
+
+
 def decode_set(autoencoder: Autoencoder, latents: np.ndarray) -> np.ndarray:
     """Decodes a set's latents `[classes, ipc, ...]` to images uint8, as many."""
-    flat = jnp.asarray(latents.reshape(-1, *latents.shape[2:]))
-    images = np.asarray(to_uint8(jnp.asarray(decode_images(autoencoder, flat))))
+    flat = latents.reshape(-1, *latents.shape[2:])
+    images = in_batches(decode_bytes, (autoencoder,), flat)
     return images.reshape(*latents.shape[:2], *images.shape[1:])

@@ -6,6 +6,7 @@
 import io
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -44,13 +45,7 @@ def write_distilled(
     if is_leader():
         shutil.rmtree(root, ignore_errors=True)
     names = class_folders(prepared.dataset.class_names)
-    image_bytes = 0
-    for name, images in zip(names, product.images, strict=True):
-        for index, image in enumerate(images):
-            encoded = _png(image)
-            image_bytes += len(encoded)
-            path = root / "images" / name / f"{index:04d}.png"
-            write_atomic(path, lambda file, encoded=encoded: file.write(encoded))
+    image_bytes = _write_images(root / "images", names, product) if is_leader() else 0
     views = view_parameters(config, product, soft)
     if soft.logits is not None:
         views["logits"] = soft.logits
@@ -97,6 +92,24 @@ def write_distilled(
         shutil.rmtree(before, ignore_errors=True)
     barrier("distilled")
     return soft
+
+
+def _write_images(root: Path, names: list[str], product: ImageSet) -> int:
+    """Writes `<class>/<index>.png`; returns their bytes."""
+
+    def write(path, image):
+        encoded = _png(image)
+        write_atomic(path, lambda file: file.write(encoded))
+        return len(encoded)
+
+    paths = [
+        root / name / f"{index:04d}.png"
+        for name in names
+        for index in range(product.images.shape[1])
+    ]
+    images, _ = product.flat()
+    with ThreadPoolExecutor() as pool:
+        return sum(pool.map(write, paths, images))
 
 
 def load_distilled(directory: Path) -> tuple[np.ndarray, np.ndarray, dict]:

@@ -66,7 +66,7 @@ def classifier(config, name: str, shape: tuple[int, ...], num_classes: int) -> N
         images, _ = data.augment(view, images, augmentation)
         logits, updated = module.apply(
             {"params": params, **model_state}, images, train=True,
-            mutable=list(model_state),
+            mutable=list(model_state), rngs={"dropout": jax.random.fold_in(key, 2)},
         )  # fmt: skip
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         return loss, (updated, {"accuracy": (logits.argmax(-1) == labels).mean()})

@@ -333,15 +333,15 @@ def train_network(
         finished = checkpoints.finished()
         if finished is not None:
             return restore(checkpoints, init), finished
-        seed, state = jax.random.key(seed), init()
+        seed, fresh = jax.random.key(seed), [init()]
         operations = run_flops(
-            step_fn, state, data, seed, config.steps, strategy=strategy
+            step_fn, fresh[0], data, seed, config.steps, strategy=strategy
         )
         workdir.count_flops(full_name, operations)
         with workdir.timed(full_name):
             state, curve = fit(
                 name,
-                state,
+                fresh.pop(),  # On several devices nothing else holds it then.
                 step_fn,
                 data,
                 seed,

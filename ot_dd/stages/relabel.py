@@ -92,7 +92,8 @@ def relabel(
         static = (batches, size, len(rows), augment)
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             traced = write_labels.trace(static, rows.start, *placed())
-            workdir.count_flops(f"{name}-{rows.start}", traced_flops(traced))
+            operations = traced_flops(traced)
+            workdir.count_flops(f"{name}-{rows.start}", operations, everyone=True)
             return np.asarray(write_labels(static, rows.start, *placed()))
 
     shape = views, batches, size, len(prepared.dataset.class_names)
@@ -140,11 +141,11 @@ def view_parameters(config, image_set: ImageSet, soft: SoftLabels) -> dict:
     images, _ = image_set.flat()
     batches, size = batches_per_epoch(len(images), config.student.batch_size)
     augment = augment_config(config.data.augment)
-    pixels, rows = jnp.asarray(images), jnp.arange(len(images))
-    key = jax.random.key(soft.seed)
+    rows, key = jnp.arange(len(images)), jax.random.key(soft.seed)
 
     @jax.jit
     def one(index):
+        pixels = jnp.zeros(images.shape, images.dtype)  # Only their shape matters.
         epoch, batch = index // batches, index % batches
         _, own, params = view_batch(pixels, rows, key, epoch, batch, size, augment)
         return {"rows": own, **params._asdict()}

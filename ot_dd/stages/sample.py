@@ -1,5 +1,6 @@
 """Stage 1b: the guided sampler makes `ipc` latents of every class (OTG)."""
 
+from collections.abc import Callable
 from functools import cache, partial
 
 import jax
@@ -69,6 +70,7 @@ def sample(
             k: v for k, v in measure.items() if k not in ("strength", "normalise")
         }
     file_key = fingerprint(key, measure) if measured else key
+    file = f"sample-{name}-{seed}-{file_key}"
 
     def make():
         workdir.metrics.say(
@@ -76,9 +78,9 @@ def sample(
             + (", ".join(strengths) or "no guidance")
         )
         latents, distances, left_out, operations = generate(
-            config, prepared, seed, active, group, mesh
+            config, prepared, seed, active, group, mesh, partial(workdir.piece, file)
         )
-        workdir.count_flops(f"sample-{name}-{seed}-{file_key}", operations)
+        workdir.count_flops(file, operations)
         return {
             "latents": latents,
             "images": decode_set(prepared.autoencoder, latents),
@@ -86,7 +88,7 @@ def sample(
             "left_out": left_out,
         }
 
-    made = workdir.arrays(f"sample-{name}-{seed}-{file_key}", make)
+    made = workdir.arrays(file, make)
     left_out = made["left_out"]
     _check_finite(config, active, left_out, f"{name}, seed {seed}")
     left_out = left_out.sum((0, 1, 3))
@@ -186,10 +188,13 @@ def features(surrogate, autoencoder, latents: jax.Array) -> jax.Array:
     return surrogate.module.apply({"params": params}, images, features=True)[1]
 
 
-def generate(config, prepared: Prepared, seed: int, terms, group: int, mesh=None):
+def generate(
+    config, prepared: Prepared, seed: int, terms, group: int, mesh, piece: Callable
+):
     """Runs the guided sampler, `sampler.class_batch` classes at a time.
 
-    Over a mesh every device has classes of its own and none waits for another.
+    Over a mesh every device has classes of its own and none waits for another. Of several
+    batches each is kept by `piece(first class, make)`.
 
     Returns:
       Latents `[classes, ipc, ...]`, distances `[ipc / group, steps, classes]`, gradients
@@ -210,8 +215,8 @@ def generate(config, prepared: Prepared, seed: int, terms, group: int, mesh=None
         (make_process(config), key, networks, strengths), mesh
     )
     static = static_options(config, terms, group, mesh)
-    out, traces, operations = [], [], 0.0
-    for start in range(0, num_classes, batch):
+
+    def make(start):
         # The last batch repeats its first classes instead of compiling another size.
         classes = np.arange(start, start + batch) % num_classes
         part = None if real is None else (real[0][classes], real[1][classes])
@@ -227,13 +232,27 @@ def generate(config, prepared: Prepared, seed: int, terms, group: int, mesh=None
             targets,
             strengths,
         )
-        operations += traced_flops(sampler().trace(static, *operands))
-        latents, *found = to_host(sampler()(static, *operands))
+        operations = traced_flops(sampler().trace(static, *operands))
+        latents, distances, left_out = to_host(sampler()(static, *operands))
         keep = min(batch, num_classes - start)
-        out.append(latents[:keep])
-        traces.append([trace[..., :keep] for trace in found])
-    traces = [np.concatenate(parts, -1) for parts in zip(*traces)]
-    return np.concatenate(out), *traces, operations
+        return {
+            "latents": latents[:keep],
+            "distances": distances[..., :keep],
+            "left_out": left_out[..., :keep],
+            "operations": np.float64(operations),
+        }
+
+    starts = range(0, num_classes, batch)
+    if len(starts) == 1:
+        parts = [make(0)]
+    else:
+        parts = [piece(start, partial(make, start)) for start in starts]
+    return (
+        np.concatenate([part["latents"] for part in parts]),
+        np.concatenate([part["distances"] for part in parts], -1),
+        np.concatenate([part["left_out"] for part in parts], -1),
+        float(sum(part["operations"] for part in parts)),
+    )
 
 
 def static_options(config, terms, group: int, mesh) -> tuple:

@@ -135,7 +135,8 @@ def fit(
 
     Args:
       name: what is trained, for progress and metrics.
-      state: the fresh state; donated.
+      state: the fresh state; donated. Several devices get copies of it: keep no
+        reference to one that is large.
       step_fn: from `make_step`; the same object again is not compiled again.
       data: arrays on the device that every step may read; a `Stream` among them is read
         while the network trains, and a step gets its `Batch` in that place.
@@ -286,7 +287,14 @@ def _restore(checkpoints, state, strategy):
 
 def _off_mesh(state):
     """Returns a state as programs without a mesh take it."""
-    return state if data_mesh() is None else jax.tree.map(jnp.asarray, to_host(state))
+
+    def one(x):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            numbers = jnp.asarray(to_host(jax.random.key_data(x)))
+            return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(x))
+        return jnp.asarray(to_host(x))
+
+    return state if data_mesh() is None else jax.tree.map(one, state)
 
 
 def _stream_of(data):

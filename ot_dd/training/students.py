@@ -201,6 +201,7 @@ def _train_student(static, images, labels, weights, soft, view_key, key, evaluat
     model_state = {name: v for name, v in variables.items() if name != "params"}
     if recipe.labels == "hard":
         view_key = jax.random.fold_in(key, 1)
+    dropout_key = jax.random.fold_in(key, 2)
 
     def loss_fn(params, model_state, step, _):
         epoch, batch = step // batches, step % batches
@@ -215,6 +216,7 @@ def _train_student(static, images, labels, weights, soft, view_key, key, evaluat
         logits, updated = module.apply(
             {"params": params, **model_state}, view, train=True,
             mutable=list(model_state),
+            rngs={"dropout": jax.random.fold_in(dropout_key, step)},
         )  # fmt: skip
         if recipe.labels == "hard":
             cross_entropy = optax.softmax_cross_entropy_with_integer_labels

@@ -12,6 +12,7 @@ from runs import files, without_times
 
 from configs import digits
 from ot_dd.distill import run
+from ot_dd.stages import sample
 from ot_dd.stages.distilled import load_distilled
 
 pytestmark = pytest.mark.slow
@@ -148,6 +149,34 @@ def test_fields_that_change_no_result_make_nothing(first, tmp_path):
     run(changed, copy, ("sample", "refine", "relabel"))
     made = {path.name.rpartition("-")[0] for path in set(copy.glob("c*/*")) - kept}
     assert made == {"labels-ot_dd-0"}
+
+
+def test_sampling_goes_on_from_the_classes_that_are_there(first, tmp_path, monkeypatch):
+    copy = tmp_path / "copy"
+    shutil.copytree(first[0], copy)
+    (sampled,) = copy.glob("cache/sample-guided-*.npz")
+    before = dict(np.load(sampled))
+    sampled.unlink()
+    changed = config()
+    changed.sampler.class_batch = 4
+
+    def full(*_):
+        raise OSError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sample, "decode_set", full)
+        with pytest.raises(OSError, match="no space"):
+            run(changed, copy, ("sample",))
+    pieces = sampled.with_name(f"{sampled.stem}.pieces")
+    assert sorted(path.name for path in pieces.iterdir()) == ["0.npz", "4.npz", "8.npz"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sample, "sampler", full)  # It is not asked again.
+        run(changed, copy, ("sample",))
+    assert not pieces.exists()
+    for name, value in np.load(sampled).items():
+        np.testing.assert_allclose(
+            value, before[name], atol=1e-3 if value.dtype.kind == "f" else 1
+        )
 
 
 def test_a_smaller_set_leaves_nothing_of_a_larger_one(first, tmp_path):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from ot_dd import models
 from ot_dd.data import AugmentConfig
@@ -17,11 +18,12 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 
-def student(recipe, views=1, soft=None, dtype=jnp.uint8, count=12):
+def student(recipe, views=1, soft=None, dtype=jnp.uint8, count=12, module=None):
     images = jax.random.randint(jax.random.key(0), (12, 8, 8, 1), 0, 256, jnp.uint8)
     labels, key = jnp.arange(12) % 3, jax.random.key(1)
     return train_student(
-        models.create("mlp", num_classes=3), recipe, views, images.astype(dtype),
+        module or models.create("mlp", num_classes=3), recipe, views,
+        images.astype(dtype),
         labels, jnp.ones(count), soft, key, key, (images[None], labels[None]),
     )  # fmt: skip
 
@@ -34,6 +36,22 @@ def test_steps_that_evaluations_do_not_divide_are_trained_too():
     np.testing.assert_allclose(losses(1), [every.mean()], rtol=1e-5)
     # The first of seven comes before the three parts of two.
     np.testing.assert_allclose(losses(3), every[1:].reshape(3, 2).mean(1), rtol=1e-5)
+
+
+class WithDropout(nn.Module):
+    rate: float
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dropout(self.rate, deterministic=not train)(x.reshape(len(x), -1))
+        return nn.Dense(3)(x)
+
+
+def test_dropout_is_drawn_anew_at_every_step():
+    still = RECIPE._replace(learning_rate=0.0)
+    plain = np.asarray(student(still, module=WithDropout(0.0)).loss)
+    dropped = np.asarray(student(still, module=WithDropout(0.5)).loss)
+    assert len(np.unique(dropped - plain)) == len(plain)
 
 
 @pytest.mark.parametrize(
