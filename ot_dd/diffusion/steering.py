@@ -76,7 +76,8 @@ def sample_classes(
 
     Noise comes from (key, class, index in the class) alone, so the images do not
     depend on how classes are batched or sharded. Steps outside every window run no
-    guidance at all (`lax.cond` on the step index).
+    guidance at all (`lax.cond` on the step index). It is to be called inside `jax.jit`:
+    outside, every call compiles its loops again.
 
     Args:
       denoise: `(z [b, ...], i, classes [b]) -> Prediction`.

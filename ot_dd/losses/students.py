@@ -96,8 +96,8 @@ def logit_matching(
         Under data parallelism 1 matches the global batch (devices exchange their
         predictions), the number of devices each device's share (they do not).
       where: mask `[n]` of the examples that take part.
-      reduction: `"mean"` (mass one in every group), `"sum"` (mass n: grows with the
-        batch) or `"none"`: what each prediction pays per unit of its mass `[n]`.
+      reduction: `"mean"` (over the examples that count; without `where` mass one in
+        every group), `"sum"` (mass n: grows with the batch) or `"none"`: what each prediction pays per unit of its mass `[n]`.
 
     Returns:
       The distance, scalar or `[n]`.
