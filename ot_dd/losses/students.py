@@ -97,7 +97,8 @@ def logit_matching(
         predictions), the number of devices each device's share (they do not).
       where: mask `[n]` of the examples that take part.
       reduction: `"mean"` (over the examples that count; without `where` mass one in
-        every group), `"sum"` (mass n: grows with the batch) or `"none"`: what each prediction pays per unit of its mass `[n]`.
+        every group), `"sum"` (mass n: grows with the batch) or `"none"`: what each
+        prediction pays per unit of its mass `[n]`.
 
     Returns:
       The distance, scalar or `[n]`.
