@@ -40,18 +40,16 @@ table table_fashion_mnist_ipc50_transformer edc_soft "$early" --ipc=50 --student
     --names="$soft"
 table table_fashion_mnist_ipc50_transformer_hard dc_hard "$early" --ipc=50 --students=$transformer \
     --names="$hard"
-table table_fashion_mnist_ipc50_resnet edc_soft "$early" --ipc=50 --seeds=1 --students=$residual \
-    --names="$soft"
+table table_fashion_mnist_ipc50_resnet edc_soft "$early" --ipc=50 --students=$residual --names="$soft"
 table table_fashion_mnist_ipc50_resnet_hard dc_hard "$early" --ipc=50 --seeds=1 --students=$residual \
     --names="$hard"
-table table_fashion_mnist_ipc50_resnet_main edc_soft "$early" --ipc=50 --students=$residual \
-    --names=ot_dd,no_lia,no_otm,identity_plan,no_otg,no_refine,mean_matching,random,random_decoded,kmeans,kmeans_features,herding,kcenter,el2n,forgetting,collage,prototypes,quantised,d4m,diffusion,minimax,igd
 table table_fashion_mnist_ipc50_resnet_main_hard dc_hard "$early" --ipc=50 --students=$residual \
     --names="$main"
 table table_fashion_mnist_ipc1 edc_soft "$early" --ipc=1 --students=$narrow,$residual,$transformer \
     --names="$soft,balanced_transport"
 table table_fashion_mnist_ipc1_hard dc_hard "$early" --ipc=1 --students=$narrow,$residual,$transformer \
     --names="$hard,balanced_transport"
+ladder ladder_fashion_mnist_plain dc_plain "$early" --baselines=ot_dd,random --sets=5
 ladder ladder_fashion_mnist dc_hard "$early" --baselines=ot_dd,random --sets=5
 ladder ladder_fashion_mnist_dsa dsa_hard "$early" --baselines=ot_dd,random --sets=5
 ladder ladder_fashion_mnist_ipc1 dc_hard "$early" --config.ipc=1 --baselines=ot_dd,random,herding --sets=5

@@ -64,7 +64,6 @@ def test_code_on_the_page_runs(page):
                 "ipc50_hard",
                 "ipc50_resnet",
                 "ipc50_resnet_hard",
-                "ipc50_resnet_main",
                 "ipc50_resnet_main_hard",
                 "ipc50_transformer",
                 "ipc50_transformer_hard",
