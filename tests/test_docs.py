@@ -69,6 +69,7 @@ def test_code_on_the_page_runs(page):
                 "ipc50_transformer_hard",
             )
         ),
+        ("docs/results.md", "docs/results/ladder_fashion_mnist_plain.json"),
         ("docs/results.md", "docs/results/ladder_fashion_mnist.json"),
         ("docs/results.md", "docs/results/ladder_fashion_mnist_ipc50.json"),
         ("docs/results.md", "docs/results/ladder_fashion_mnist_dsa_ipc50.json"),
