@@ -9,7 +9,8 @@
 #
 # --dry-run before the verb prints every command and runs none. With BUCKET set, `run` saves
 # the work directory there every ten minutes and when it ends or is told to, and on a new
-# machine brings it back first. So after a preemption: delete, create, setup, and the same `run` goes on.
+# machine brings it back first. So after a preemption: delete, create, setup, and the same
+# `run` goes on.
 # Slices of several machines run the same command on all of them, in a work directory on the
 # file server SHARE, which stays when they go.
 set -euo pipefail

@@ -92,14 +92,14 @@ class WorkDir:
             return made
 
     def piece(
-        self, name: str, number: int, make: Callable[[], dict[str, np.ndarray]]
+        self, name: str, own: str, make: Callable[[], dict[str, np.ndarray]]
     ) -> dict[str, np.ndarray]:
-        """Returns a piece of what `arrays` is making as `name`.
+        """Returns the piece called `own` of what `arrays` is making as `name`.
 
         It is kept until the whole is stored, so that a run that is ended goes on from it.
         """
-        path = self._pieces(name) / f"{number}.npz"
-        return self._kept(path, f"{name}, piece {number}", make)
+        path = self._pieces(name) / f"{own}.npz"
+        return self._kept(path, f"{name}, {own}", make)
 
     def _pieces(self, name):
         return self.path / "cache" / f"{name}.pieces"

@@ -194,7 +194,7 @@ def generate(
     """Runs the guided sampler, `sampler.class_batch` classes at a time.
 
     Over a mesh every device has classes of its own and none waits for another. Of several
-    batches each is kept by `piece(first class, make)`.
+    batches each is kept by `piece(name, make)`.
 
     Returns:
       Latents `[classes, ipc, ...]`, distances `[ipc / group, steps, classes]`, gradients
@@ -216,7 +216,7 @@ def generate(
     )
     static = static_options(config, terms, group, mesh)
 
-    def make(start):
+    def make(start, keep):
         # The last batch repeats its first classes instead of compiling another size.
         classes = np.arange(start, start + batch) % num_classes
         part = None if real is None else (real[0][classes], real[1][classes])
@@ -234,7 +234,6 @@ def generate(
         )
         operations = traced_flops(sampler().trace(static, *operands))
         latents, distances, left_out = to_host(sampler()(static, *operands))
-        keep = min(batch, num_classes - start)
         return {
             "latents": latents[:keep],
             "distances": distances[..., :keep],
@@ -242,11 +241,11 @@ def generate(
             "operations": np.float64(operations),
         }
 
-    starts = range(0, num_classes, batch)
-    if len(starts) == 1:
-        parts = [make(0)]
-    else:
-        parts = [piece(start, partial(make, start)) for start in starts]
+    spans = [(s, min(batch, num_classes - s)) for s in range(0, num_classes, batch)]
+    if len(spans) == 1:
+        parts = [make(*spans[0])]
+    else:  # Another number of devices has other batches.
+        parts = [piece(f"{s}-{s + n}", partial(make, s, n)) for s, n in spans]
     return (
         np.concatenate([part["latents"] for part in parts]),
         np.concatenate([part["distances"] for part in parts], -1),

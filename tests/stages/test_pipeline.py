@@ -168,7 +168,8 @@ def test_sampling_goes_on_from_the_classes_that_are_there(first, tmp_path, monke
         with pytest.raises(OSError, match="no space"):
             run(changed, copy, ("sample",))
     pieces = sampled.with_name(f"{sampled.stem}.pieces")
-    assert sorted(path.name for path in pieces.iterdir()) == ["0.npz", "4.npz", "8.npz"]
+    names = sorted(path.name for path in pieces.iterdir())
+    assert names == ["0-4.npz", "4-8.npz", "8-10.npz"]
     with monkeypatch.context() as patch:
         patch.setattr(sample, "sampler", full)  # It is not asked again.
         run(changed, copy, ("sample",))
