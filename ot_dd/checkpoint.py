@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from ot_dd.parallel import agree, is_leader
+from ot_dd.parallel import is_leader, is_there
 
 _AGAIN = "the same command makes it again"
 
@@ -135,7 +135,7 @@ class Checkpoints:
     def finished(self) -> dict | None:
         """Returns the note of `finish`, or None while the run is not complete."""
         path = self.directory / "finished.json"
-        return read_json(path) if agree(is_leader() and path.exists()) else None
+        return read_json(path) if is_there(path) else None
 
     def close(self) -> None:
         """Waits for pending writes and closes the manager."""

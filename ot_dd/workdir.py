@@ -27,7 +27,14 @@ import numpy as np
 from ot_dd.checkpoint import Checkpoints, read_json, write_atomic, write_json
 from ot_dd.data.stored import Stored, read_records, write_records
 from ot_dd.metrics import Metrics
-from ot_dd.parallel import agree, barrier, from_leader, is_leader, told_to_end
+from ot_dd.parallel import (
+    agree,
+    barrier,
+    from_leader,
+    is_leader,
+    is_there,
+    told_to_end,
+)
 
 
 class WorkDir:
@@ -105,7 +112,7 @@ class WorkDir:
         return self.path / "cache" / f"{name}.pieces"
 
     def _kept(self, path, label, make):
-        if _is_there(path):
+        if is_there(path):
             return _load_arrays(path)
         told_to_end()  # asked by all processes; `check` acts on it
         self.metrics.check(label)
@@ -163,7 +170,7 @@ class WorkDir:
         """
         path = self.path / "cache" / f"{name}.json"
         with self.turn(name):
-            if path.exists() if alone else _is_there(path):
+            if path.exists() if alone else is_there(path):
                 return read_json(path)
             if not alone:
                 told_to_end()
@@ -267,12 +274,3 @@ def _lock(path: Path) -> BlockingIOError | None:
     file.flush()
     _LOCKS[path] = file
     return None
-
-
-def _is_there(path: Path) -> bool:
-    """Whether the leader sees a file.
-
-    The others do not look: a file server's client remembers for a while what was not
-    there, and would not find what is written next.
-    """
-    return agree(is_leader() and path.exists())

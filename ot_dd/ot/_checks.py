@@ -104,8 +104,8 @@ def weights(a, b, n: int, m: int, dtype, balanced: bool):
     found = []
     for name, value, size in (("a", a, n), ("b", b, m)):
         if value is None:
-            # Inside a caller's jit XLA would fold what is made of these constants, half
-            # a minute for the search among a million.
+            # Inside a caller's jit XLA would fold what is made of these constants, and
+            # take longer over a million of them than the solve does.
             uniform = jnp.full((size,), 1.0 / size, dtype)
             found.append(jax.lax.optimization_barrier(uniform))
             continue

@@ -4,6 +4,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -90,6 +91,15 @@ def from_leader(value: np.ndarray) -> np.ndarray:
 def agree(value: bool) -> bool:
     """Returns the leader's value, so that all processes take the same way."""
     return bool(from_leader(np.asarray(value)))
+
+
+def is_there(path: Path) -> bool:
+    """Whether the leader sees a file.
+
+    The others do not look: a file server's client remembers for a while what was not
+    there, and would not find what is written next.
+    """
+    return agree(is_leader() and path.exists())
 
 
 def check_alike(digest: str) -> None:

@@ -258,7 +258,7 @@ def _sampling(config, sizes, pod, made) -> Iterator[Program]:
             batches * sum(plain) * sets, pod.mesh.size, 0, "sampler.class_batch",
         )  # fmt: skip
     yield _parts(
-        "sample", "decode latents", batched.decode, made.autoencoder, latents, pod,
+        "sample", "decode latents", batched.decode_bytes, made.autoencoder, latents, pod,
         (guided + len(plain)) * sets, 1, "autoencoder.options.slices",
     )  # fmt: skip
 

@@ -79,11 +79,6 @@ def decode(autoencoder, latents):
     return autoencoder.decode(latents)
 
 
-def decode_images(autoencoder: Autoencoder, latents: jax.Array) -> np.ndarray:
-    """Decodes `[n, ...]` latents to float images `[n, h, w, c]` on the host."""
-    return in_batches(decode, (autoencoder,), latents)
-
-
 def decode_bytes(autoencoder, latents):
     """Latents to images uint8 `[n, h, w, c]`, for `in_batches`."""
     return to_uint8(autoencoder.decode(latents))

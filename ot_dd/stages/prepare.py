@@ -21,7 +21,7 @@ from ot_dd.stages import networks, pretrained
 from ot_dd.stages.artifacts import Autoencoder, Classifier, Prepared
 from ot_dd.stages.batched import (
     HELD_VALUES,
-    decode_images,
+    decode,
     encode,
     in_batches,
     of_rows,
@@ -470,7 +470,7 @@ def _reconstruct(autoencoder, images):
     """Returns the reconstructions of uint8 images and the images, as floats."""
     images = to_float(jnp.asarray(images[_some(images)]))
     latents = in_batches(encode, (autoencoder,), images)
-    return decode_images(autoencoder, jnp.asarray(latents)), images
+    return in_batches(decode, (autoencoder,), latents), images
 
 
 def _on_reconstructions(autoencoder, teachers, split) -> dict[str, float]:
