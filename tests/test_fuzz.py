@@ -179,6 +179,9 @@ DESCRIPTION = {
 
 @fuzzed
 @given(st.sampled_from(sorted(DESCRIPTION)), json_values)
+@example("image_shape", [0])
+@example("image_shape", [8, 8, 2])
+@example("image_shape", [4, 16, 1])
 def test_a_field_of_a_description(distilled, name, value):
     text = json.dumps(DESCRIPTION | {name: value})
     (distilled / "dataset.json").write_bytes(text.encode("utf-8", "surrogatepass"))

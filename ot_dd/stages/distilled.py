@@ -162,12 +162,11 @@ def load_distilled(directory: Path) -> tuple[np.ndarray, np.ndarray, dict]:
                 )
         labels += [label] * len(files)
     stacked = np.stack(images)
-    if stacked[0].size != np.prod(shape):
+    if stacked.shape[1:] != shape:
         raise ValueError(
             f"{directory} holds images of shape {stacked.shape[1:]}, dataset.json says "
             f"{shape}"
         )
-    stacked = stacked.reshape(-1, *shape)
     return stacked, np.asarray(labels, np.int32), description
 
 
@@ -194,6 +193,8 @@ def _is_description(found) -> bool:
         and is_list(found.get("class_names"), str)
         and is_list(found.get("folders"), str)
         and is_list(found.get("image_shape"), int)
+        and len(found["image_shape"]) == 3
+        and found["image_shape"][-1] in (1, 3)
         and type(found.get("ipc")) is int
         and found["ipc"] > 0
         and len(found["class_names"]) == len(found["folders"])
