@@ -16,7 +16,7 @@ from ot_dd import data, models
 from ot_dd.config import ConfigError, fingerprint, options
 from ot_dd.data import Stored, Stream, to_float, to_uint8
 from ot_dd.losses.influence import ravel_gradient
-from ot_dd.parallel import side_by_side, to_host
+from ot_dd.parallel import data_mesh, place, side_by_side, to_host
 from ot_dd.stages import networks, pretrained
 from ot_dd.stages.artifacts import Autoencoder, Classifier, Prepared
 from ot_dd.stages.batched import (
@@ -332,7 +332,7 @@ def train_network(
     try:
         finished = checkpoints.finished()
         if finished is not None:
-            return restore(checkpoints, init), finished
+            return restore(checkpoints, init, strategy=strategy), finished
         seed, fresh = jax.random.key(seed), [init()]
         operations = run_flops(
             step_fn, fresh[0], data, seed, config.steps, strategy=strategy
@@ -402,8 +402,14 @@ def _fresh(network, config):
     """Returns a function that returns a network's state before its first step.
 
     As one program: operation by operation, each shape of each layer is compiled alone.
+    On a mesh, where the state lies as in training: no device need hold all of it.
     """
-    return jax.jit(partial(network.init, jax.random.key(config.seed)))
+    init = partial(network.init, jax.random.key(config.seed))
+    mesh = data_mesh()
+    if mesh is None:
+        return jax.jit(init)
+    placed = place(jax.eval_shape(init), mesh, strategy=config.parallel.strategy)
+    return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, placed))
 
 
 def _autoencoder(config, workdir, dataset, train, critics, data_key):

@@ -129,9 +129,9 @@ def fit(
 
     With several devices the state lies on the mesh by `strategy`, batches that a loss
     passes through `parallel.split` are divided among them, and what is returned is
-    whole again. Steps run in compiled chunks; the key of a step is
-    `fold_in(key, step)`, so the result does not depend on where a run was interrupted,
-    nor on `save_every`.
+    whole again, without the optimiser's part. Steps run in compiled chunks; the key of
+    a step is `fold_in(key, step)`, so the result does not depend on where a run was
+    interrupted, nor on `save_every`.
 
     Args:
       name: what is trained, for progress and metrics.
@@ -149,7 +149,8 @@ def fit(
       strategy: "replicate", or "fsdp": parameters and optimiser state are split.
 
     Returns:
-      The final state and the curve: `{"step": [...], "loss": [...], ...}`.
+      The final state, whose `opt_state` is None, and the curve: `{"step": [...], "loss":
+      [...]}`.
 
     Raises:
       FloatingPointError: when the loss or, where they would be saved, the parameters
@@ -208,7 +209,7 @@ def fit(
         metrics.progress(name, done, num_steps, f"loss {loss:.4f}")
     points = sorted((int(s), float(v)) for s, v in to_host(curve).T if s > 0)
     curve = {"step": [p[0] for p in points], "loss": [p[1] for p in points]}
-    return _off_mesh(state), curve
+    return _result(state), curve
 
 
 def run_flops(
@@ -251,12 +252,18 @@ def trace_steps(
     return traced, length
 
 
-def restore(checkpoints: Checkpoints, init: Callable[[], TrainState]) -> TrainState:
-    """Returns the state that `fit` ended with, of a run that is finished.
+def restore(
+    checkpoints: Checkpoints,
+    init: Callable[[], TrainState],
+    *,
+    strategy: str = "replicate",
+) -> TrainState:
+    """Returns the state that `fit` returned, of a run that is finished.
 
     Args:
       checkpoints: where it is kept.
       init: returns the fresh state; it is not called, but for its structure.
+      strategy: how the state lay on the mesh, which has room for it so.
 
     Raises:
       ValueError: when the checkpoint is damaged or gone.
@@ -266,13 +273,13 @@ def restore(checkpoints: Checkpoints, init: Callable[[], TrainState]) -> TrainSt
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=alone),
         jax.eval_shape(init),
     )
-    state = _restore(checkpoints, shapes, "replicate")[0]
+    state = _restore(checkpoints, shapes, strategy)[0]
     if isinstance(state.step, jax.ShapeDtypeStruct):
         raise ValueError(
             f"{checkpoints.directory} has no checkpoint, though its run is finished: "
             "delete that folder, and the same command makes it again"
         )
-    return _off_mesh(state)
+    return _result(state)
 
 
 def _restore(checkpoints, state, strategy):
@@ -285,8 +292,12 @@ def _restore(checkpoints, state, strategy):
     return restored["state"], restored["curve"]
 
 
-def _off_mesh(state):
-    """Returns a state as programs without a mesh take it."""
+def _result(state):
+    """Returns a state as programs without a mesh take it, but for the optimiser's part.
+
+    That part is twice as large as the network, which one device has to hold whole.
+    """
+    state = state.replace(opt_state=None)
 
     def one(x):
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):

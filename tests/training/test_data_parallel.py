@@ -13,10 +13,12 @@ _RUN = """
 import json, sys, tempfile
 from pathlib import Path
 import jax, jax.numpy as jnp, optax
+from ml_collections import ConfigDict
 jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
 from ot_dd import data, models, parallel
 from ot_dd.data import AugmentConfig
-from ot_dd.training import fit, make_state, make_step
+from ot_dd.stages import networks, prepare
+from ot_dd.training import fit, make_state, make_step, restore
 from ot_dd.training.students import Recipe, train_student
 from ot_dd.workdir import WorkDir
 
@@ -50,9 +52,21 @@ state, curve = fit(
     "net", fresh(), step_fn, (images, labels), key,
     num_steps=50, checkpoints=first, metrics=work.metrics, chunk=1,
     save_every=25, strategy=sys.argv[2])
-placed = parallel.place(state.params, parallel.local_mesh(), strategy=sys.argv[2])
-is_split = [not x.is_fully_replicated for x in jax.tree.leaves(placed)]
-assert any(is_split) == (jax.device_count() > 1 and sys.argv[2] == "fsdp"), is_split
+
+# A state is split from its first step to its last; the network that is made is whole.
+config = ConfigDict({"seed": 0, "parallel": {"strategy": sys.argv[2]}})
+init = lambda key: make_state(module.init(key, images[:2], train=True)["params"], tx)
+begun = prepare._fresh(networks.Network(module, init, step_fn, None), config)()
+is_split = lambda tree: any(not x.is_fully_replicated for x in jax.tree.leaves(tree))
+wanted = jax.device_count() > 1 and sys.argv[2] == "fsdp"
+assert is_split(begun.params) == is_split(begun.opt_state) == wanted
+close = jax.tree.map(lambda a, b: bool(jnp.allclose(a, b)), begun, init(key))
+assert all(jax.tree.leaves(close))
+first.finish({})
+found = restore(first, fresh, strategy=sys.argv[2])
+assert found.opt_state is None and len(found.params["fc"]["kernel"].devices()) == 1
+assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), found, state))
+
 # Restored whole from parts, or from copies.
 first.close()
 second = work.checkpoints("net")
