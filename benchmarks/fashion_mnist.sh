@@ -50,6 +50,8 @@ table table_fashion_mnist_ipc1 edc_soft "$early" --ipc=1 --students=$narrow,$res
 table table_fashion_mnist_ipc1_hard dc_hard "$early" --ipc=1 --students=$narrow,$residual,$transformer \
     --names="$hard,balanced_transport"
 ladder ladder_fashion_mnist_plain dc_plain "$early" --baselines=ot_dd,random --sets=5
+ladder ladder_fashion_mnist_plain_ipc1 dc_plain "$early" --config.ipc=1 --baselines=ot_dd,random --sets=5
+ladder ladder_fashion_mnist_plain_ipc50 dc_plain "$early" --config.ipc=50 --baselines=ot_dd,random --sets=4
 ladder ladder_fashion_mnist dc_hard "$early" --baselines=ot_dd,random --sets=5
 ladder ladder_fashion_mnist_dsa dsa_hard "$early" --baselines=ot_dd,random --sets=5
 ladder ladder_fashion_mnist_ipc1 dc_hard "$early" --config.ipc=1 --baselines=ot_dd,random,herding --sets=5

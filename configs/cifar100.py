@@ -29,7 +29,7 @@ def get_config(arg=None):
         alexnet=dict(stem="cifar"),
     )
     config.surrogate.model = config.student.model = "convnet3"
-    # EDC's CIFAR recipe: 1,000 epochs at batch 50.
+    # EDC's for CIFAR; its SGD, RandAugment and online teachers are not taken.
     config.student.batch_size = 50
     paper.train_for(config, 1000, num_classes=100)
     return paper.shrink(config) if "debug" in switches else config

@@ -64,8 +64,12 @@ def _all(test, value) -> bool:
 def finite(name: str, value) -> None:
     """Raises a ValueError when a known array holds NaN or infinity."""
     if _known(value) and not _all(jnp.isfinite, value):
-        bad = int((~np.isfinite(np.asarray(value))).sum())
-        raise ValueError(f"{name} must be finite, found {bad} of {value.size} not so")
+        # As JAX has it: a float64 may be beyond its float32.
+        bad = int((~np.asarray(jnp.isfinite(value))).sum())
+        raise ValueError(
+            f"{name} must be finite in {jnp.asarray(value).dtype}, found {bad} of "
+            f"{value.size} not so"
+        )
 
 
 def init(init, n: int, m: int) -> None:
@@ -119,7 +123,7 @@ def weights(a, b, n: int, m: int, dtype, balanced: bool):
         found.append(jnp.asarray(value, dtype))
     if balanced and (a is not None or b is not None) and _known(*found):
         masses = [float(np.asarray(v).sum()) for v in found]
-        if not np.isclose(*masses, rtol=1e-3):
+        if not np.isclose(*masses, rtol=1e-3, atol=0):
             raise ValueError(
                 "a and b must have the same mass in a balanced problem, found "
                 f"{masses[0]:g} and {masses[1]:g}; or set tau_a or tau_b below 1"

@@ -39,9 +39,10 @@ def sinkhorn_divergence(
 
     Returns:
       The divergence, scalar, with a gradient in `x`, `y`, `a` and `b`. In float32 it
-      loses some `1e-7 epsilon` to cancellation and, with squared costs, some 1e-7 of
-      the points' squared distances from their mean. With `has_aux` a pair of it and a
-      boolean scalar.
+      loses some `1e-7 epsilon` times the product of the masses to cancellation (weights
+      in the thousands, such as intensities, are better normalised) and, with squared
+      costs, some 1e-7 of the points' squared distances from their mean. With `has_aux`
+      a pair of it and a boolean scalar.
 
     Raises:
       ValueError: see `solve`; also for `tau_a` and `tau_b` that differ, or

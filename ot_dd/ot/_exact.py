@@ -5,6 +5,7 @@ from numpy.typing import ArrayLike
 
 # Points become copies of one another there: a matrix of this side takes 0.2 GB.
 _LARGEST_ASSIGNMENT = 5000
+_RESCALINGS = 6  # At most; none where costs are of one size.
 
 
 def exact(
@@ -46,7 +47,9 @@ def exact(
         return float(square[rows, columns].mean())
     a = np.full(n, 1 / n) if a is None else np.asarray(a, np.float64)
     b = np.full(m, 1 / m) if b is None else np.asarray(b, np.float64)
-    alike = np.isclose(a.sum(), b.sum()) and a.sum() > 0  # False for NaN as well.
+    alike = (
+        np.isclose(a.sum(), b.sum(), atol=0) and a.sum() > 0
+    )  # False for NaN as well.
     if a.shape != (n,) or b.shape != (m,) or not alike:
         raise ValueError(
             f"a and b must be [{n}] and [{m}] of equal mass above 0, found shapes "
@@ -56,13 +59,20 @@ def exact(
     columns = sparse.kron(np.ones((1, n)), sparse.eye(m), format="csr")
     # HiGHS's tolerances are absolute: costs of at most 1, weights of some hundred. The
     # last column follows from the others, and from their roundings it may not.
-    largest, mass, total = np.abs(cost).max() or 1.0, a.sum(), 100.0 * max(n, m)
-    solution = optimize.linprog(
-        cost.ravel() / largest,
-        A_eq=sparse.vstack([rows, columns[:-1]], format="csr"),
-        b_eq=np.concatenate([a * (total / mass), b[:-1] * (total / b.sum())]),
-        method="highs",
-    )
-    if solution.status != 0:
-        raise ValueError(f"a and b have no plan: {solution.message}")
-    return float(solution.fun * (largest * mass / total))
+    scale, mass, total = np.abs(cost).max() or 1.0, a.sum(), 100.0 * max(n, m)
+    for _ in range(_RESCALINGS):
+        solution = optimize.linprog(
+            cost.ravel() / scale,
+            A_eq=sparse.vstack([rows, columns[:-1]], format="csr"),
+            b_eq=np.concatenate([a * (total / mass), b[:-1] * (total / b.sum())]),
+            method="highs",
+        )
+        if solution.status != 0:
+            raise ValueError(f"a and b have no plan: {solution.message}")
+        value = solution.fun * (scale / total)
+        # Costs far above what is paid (of pairs that are as good as forbidden) hid the
+        # others from the tolerances.
+        if abs(value) > 0.01 * scale or not value:
+            break
+        scale = abs(value)
+    return float(value * mass)

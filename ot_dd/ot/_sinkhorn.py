@@ -28,8 +28,8 @@ class OTResult(NamedTuple):
       value_linear: the transport part `<P, C>`, scalar.
       potentials: the dual potentials `(f [n], g [m])`, in units of the cost, with
         `P = a b^T exp((f + g - C) / epsilon)`; `solve` defines them at zero-weight
-        points too, `solve_sample` gives such points those of a point of `y`. None
-        from a low-rank solver.
+        points too, `solve_sample` gives such points those of another point of their
+        own cloud. None from a low-rank solver.
       marginal_error: total variation `sum |P 1 - a| + sum |P^T 1 - b|`; in an
         unbalanced problem, from the marginals that optimal potentials would have.
       n_iters: iterations run.
@@ -260,13 +260,21 @@ def _solve_points(x, y, a, b, epsilon, init, *, cost_fn, block_size, options):
 
 @on_auto_axes
 def with_weight(x, y, a, b):
-    """Returns the points, those of zero weight moved onto one of `y` that has some.
+    """Returns the points, those of zero weight moved onto one of their own with some.
 
     They take no part, and where they lie may not cost the others digits: squared
-    distances are computed from the mean.
+    distances are computed from the mean. No pair is new: at one, a cost may have no
+    derivative.
     """
-    one = jax.lax.stop_gradient(y[jnp.argmax(b > 0)])
-    return tuple(jnp.where(w[:, None] > 0, v, one) for v, w in ((x, a), (y, b)))
+
+    def moved(points, weights):
+        some, rows = weights > 0, jnp.arange(len(weights))
+        # A least number and a sum: devices with rows of their own need not send them.
+        first = rows == jnp.where(some, rows, len(rows)).min()
+        one = jnp.where(first[:, None], jax.lax.stop_gradient(points), 0).sum(0)
+        return jnp.where(some[:, None], points, one)
+
+    return moved(x, a), moved(y, b)
 
 
 def pad_rows(x, a, init, multiple):

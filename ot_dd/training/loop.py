@@ -81,7 +81,7 @@ def make_step(
       loss_fn: `(params, model_state, key, data) -> (loss, (model_state, metrics))`.
       tx: the optimiser.
       ema_decay: decay of the parameters' average, in states that have one; 0 keeps it
-        equal to them.
+        equal to them. In step `s` it is `(1 + s) / (10 + s)` at most.
 
     Returns:
       `(state, key, data) -> (state, metrics)`, the loss among the metrics.

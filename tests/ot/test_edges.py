@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ott.geometry import costs
+from scipy import optimize
 
 from ot_dd import losses, ot
 from ot_dd.losses import gradient_cosine_distance, transport_guidance
@@ -87,6 +88,28 @@ def test_where_points_of_zero_weight_lie_does_not_matter(offset, padding, block_
     found, gradient = jax.value_and_grad(value)(padded[0])
     np.testing.assert_allclose(found, alone.value, rtol=1e-3)
     assert (gradient[30:] == 0).all() and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("block_size", [None, 4])
+@pytest.mark.parametrize("grad", ["envelope", "unroll"])
+def test_points_of_zero_weight_make_no_pair_without_a_derivative(grad, block_size):
+    """A distance has none between equal points: such a pair is in neither cloud."""
+    x, y = (np.random.default_rng(i).normal(size=(6, 2)).astype("f4") for i in (0, 1))
+
+    def value(clouds, a, b):
+        return ot.solve_sample(
+            *clouds, a, b, cost_fn=lambda p, q: jnp.linalg.norm(p - q), epsilon=0.3,
+            num_iters=50, grad=grad, block_size=block_size,
+        ).value  # fmt: skip
+
+    some, all_of_them = jnp.array([1, 1, 1, 1, 0, 0]) / 4.0, jnp.full(4, 0.25)
+    for masked in (True, False), (False, True), (True, True):
+        cut = tuple(v[:4] if m else v for v, m in zip((x, y), masked))
+        found = jax.grad(value)((x, y), *(some if m else None for m in masked))
+        wanted = jax.grad(value)(cut, *(all_of_them if m else None for m in masked))
+        for one, other in zip(found, wanted):
+            np.testing.assert_allclose(one[: len(other)], other, atol=1e-6)
+            np.testing.assert_array_equal(one[len(other) :], 0.0)
 
 
 def test_a_divergence_has_one_penalty():
@@ -263,6 +286,34 @@ def test_losses_of_bfloat16_logits_are_float32():
         losses.student_loss(*wide, labels, **options),
         rtol=1e-6,
     )
+
+
+@pytest.mark.parametrize("forbidden", [1e5, 1e7, 1e9, 1e12])
+def test_exact_with_pairs_that_are_as_good_as_forbidden(forbidden):
+    rng = np.random.default_rng(0)
+    cost, unused = rng.uniform(size=(12, 12)), rng.uniform(size=(12, 12)) < 0.15
+    a, b = rng.dirichlet(np.ones(12), size=2)
+    bounds = [(0, 0 if no else None) for no in unused.ravel()]
+    marginals = np.concatenate([np.kron(np.eye(12), np.ones(12)),
+                                np.kron(np.ones(12), np.eye(12))])  # fmt: skip
+    plan = optimize.linprog(
+        cost.ravel(), A_eq=marginals, b_eq=np.concatenate([a, b]), bounds=bounds
+    )
+    assert plan.status == 0
+    found = ot.exact(np.where(unused, forbidden, cost), a, b)
+    np.testing.assert_allclose(found, plan.fun, rtol=1e-6)
+    # Where they have to be used they are paid for.
+    np.testing.assert_allclose(
+        ot.exact(np.where(np.eye(12) > 0, cost, forbidden), a, b),
+        forbidden * (1 - np.minimum(a, b).sum()),
+        rtol=1e-4,
+    )
+
+
+def test_small_masses_that_differ_are_refused():
+    for solve in (ot.exact, lambda *args: ot.solve(*args, epsilon=0.1)):
+        with pytest.raises(ValueError, match="mass"):
+            solve(np.ones((2, 2)), np.array([1e-9, 1e-9]), np.array([5e-9, 1e-9]))
 
 
 def test_exact_refuses_what_has_no_plan():

@@ -415,6 +415,10 @@ ERRORS = [
     (dict(epsilon=1.0, b=jnp.array([1.0, jnp.nan, 1.0])), "b must be finite"),
     (dict(epsilon=1.0, a=jnp.ones(2)), "same mass"),
     (dict(epsilon=1.0, cost=jnp.array([[1.0, jnp.inf]])), "cost must be finite"),
+    (
+        dict(epsilon=1.0, cost=np.array([[1.0, 1e300]])),
+        "cost must be finite in float32, found 1 of 2",
+    ),
     (dict(epsilon=1.0, cost=jnp.ones(3)), r"cost must be \[n, m\]"),
     (dict(epsilon=1.0, solver="ott", init=(0, 0)), "init must be None"),
 ]

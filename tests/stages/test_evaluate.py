@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from configs import digits
+from ot_dd import models
 from ot_dd.config import ConfigError
 from ot_dd.data import AugmentConfig, augment
 from ot_dd.stages import vocabulary
@@ -266,6 +267,8 @@ def test_protocols_say_what_their_sources_say():
     assert (made.student.optimiser, made.student.learning_rate) == ("sgd", 0.01)
     assert PROTOCOLS["minimax_hard"].epochs_for(50) == 1500
     assert PROTOCOLS["minimax_hard"].epochs_for(1000) == 500
+    for name, options in map(parse_student, PROTOCOLS["minimax_hard"].students):
+        assert models.create(name, num_classes=10, **options).norm == "instance"
     apply_protocol(made, "dsa_hard", ipc=10, classes=10)
     assert (made.student.steps, made.student.decays) == (1000, ((0.5, 0.1),))
     kinds = recipe_of(made, "hard").augment.kinds
