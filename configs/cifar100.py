@@ -22,12 +22,12 @@ def get_config(arg=None):
     config.autoencoder.steps = 50_000
     config.denoiser.model = "dit_b_2"
     config.denoiser.guidance_scale, config.denoiser.cfg_channels = 1.5, 0
-    config.teachers.models = ("resnet18", "convnet3", "mobilenet_v2", "alexnet")
-    config.teachers.options = dict(
-        resnet18=dict(stem="cifar"),
-        mobilenet_v2=dict(stem="cifar"),
-        alexnet=dict(stem="cifar"),
-    )
+    # EDC's for CIFAR, but for its WRN-16-2.
+    names = ("resnet18", "convnet3", "mobilenet_v2", "shufflenet_v2_x0_5")
+    config.teachers.models = names
+    config.teachers.options = {
+        name: dict(stem="cifar") for name in names if name != "convnet3"
+    }
     config.surrogate.model = config.student.model = "convnet3"
     # EDC's for CIFAR; its SGD, RandAugment and online teachers are not taken.
     config.student.batch_size = 50

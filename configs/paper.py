@@ -11,9 +11,7 @@ Guesses: the paper does not print beta_1, beta_2, T(IPC), which are `transport.s
 `ot_weight` and `teachers_by_ipc` here. Nor were epsilon, iterations, the space of
 transport, the number of real latents and the weights of CE and MSE found in it: they are
 IGD's, EDC's and SinKD's. Influence 5 and deviation 120 are IGD's for ImageWoof, and
-guesses for other data. EDC's list of teachers goes on with ShuffleNetV2 and AlexNet (for
-ten classes EfficientNet-B0 and ShuffleNetV2) where this one has AlexNet and
-WideResNet-50-2: other labels at fifty images per class. IGD's surrogate sees colour jitter
+guesses for other data. Teachers are EDC's, in its order. IGD's surrogate sees colour jitter
 and lighting, this one does not. `refine` is this project's own step and off here.
 """
 
@@ -36,7 +34,9 @@ def base(name: str, num_classes: int) -> ConfigDict:
     config.denoiser.guidance_scale, config.denoiser.cfg_channels = 4.0, 3
     config.denoiser.steps, config.denoiser.batch_size = 400_000, 256
     config.denoiser.learning_rate, config.denoiser.ema = 1e-4, 0.9999
-    config.teachers.models = ("resnet18", "mobilenet_v2", "alexnet", "wide_resnet50_2")
+    small = "shufflenet_v2_x0_5"
+    last = ("efficientnet_b0", small) if num_classes == 10 else (small, "alexnet")
+    config.teachers.models = ("resnet18", "mobilenet_v2", *last)
     # Passes over ImageNet's 1,300 images a class (CIFAR-100's 450: 2.9 times as many).
     config.teachers.steps = 50 * 1300 * num_classes // 256
     config.teachers.batch_size, config.teachers.save_every = 256, 5000

@@ -62,7 +62,7 @@ def make_set(
     """
     if name == "ot_dd" or name in vocabulary.CHANGES:
         return distil(
-            _ablated(config, name), workdir, prepared, seed=seed, mesh=mesh, name=name
+            ablated(config, name), workdir, prepared, seed=seed, mesh=mesh, name=name
         )
     if name == "prototypes":
         made = _made_of_real(config, workdir, prepared, "centroids", seed)
@@ -89,7 +89,7 @@ def make_set(
     return _made_of_real(config, workdir, prepared, name, seed)
 
 
-def _ablated(config, name: str):
+def ablated(config, name: str):
     """Returns a copy of the config with the changes of one of `vocabulary.CHANGES`."""
     changed = config.copy_and_resolve_references()
     for field, value in vocabulary.CHANGES.get(name, {}).items():

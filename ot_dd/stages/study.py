@@ -13,7 +13,7 @@ from ot_dd.stages import vocabulary
 from ot_dd.stages.artifacts import ImageSet, Prepared
 from ot_dd.stages.batched import encode, in_batches
 from ot_dd.stages.relabel import relabel, teachers_for
-from ot_dd.stages.sets import make_set, make_sets
+from ot_dd.stages.sets import ablated, make_set, make_sets
 from ot_dd.stages.train import train
 from ot_dd.training.views import mean_logits
 from ot_dd.workdir import WorkDir
@@ -84,9 +84,25 @@ def run_study(config, workdir: WorkDir, prepared: Prepared, mesh=None) -> Study:
 
 
 def sets_of(config) -> list[str]:
-    """Returns the names of the study's sets: the full method first."""
-    changes = [name for name in config.study.ablations if name in vocabulary.CHANGES]
+    """Returns the names of the study's sets: the full method first.
+
+    Ablations that leave the full method as it is are not among them.
+    """
+    changes = [
+        name
+        for name in config.study.ablations
+        if name in vocabulary.CHANGES
+        and _image_recipe(config, name) != _image_recipe(config)
+    ]
     return ["ot_dd", *config.study.baselines, *changes]
+
+
+def _image_recipe(config, name: str = "ot_dd") -> dict:
+    """Returns what a set follows from; of refinement that is off, where it starts."""
+    recipe = ablated(config, name).to_dict()
+    if not recipe["refine"]["steps"]:
+        recipe["refine"] = recipe["refine"]["start"]
+    return recipe
 
 
 def students_of(config, teachers: int) -> list[tuple[str, str, str, int, dict]]:

@@ -13,6 +13,7 @@ import pytest
 from ot_dd.config import ConfigError
 from ot_dd.planning.programs import Slice, label_bytes, programs
 from ot_dd.planning.sizes import sizes_of
+from ot_dd.stages.study import sets_of
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_compiler = pytest.mark.skipif(
@@ -154,6 +155,18 @@ def test_runs_of_baselines_and_ablations():
     found = runs(("random",), ("no_refine", "early_no_refine", "mean_matching"))
     assert found["guided sampling"] == 2 * alone["guided sampling"]
     assert found["refine latents"] == 2 * alone["refine latents"]
+
+
+def test_ablations_that_change_nothing_are_no_sets():
+    config = config_of("imagenette")
+    config.study.baselines = ("random",)
+    config.study.ablations = ("no_otg", "no_refine", "mean_matching", "real_start")
+    assert not config.refine.steps
+    assert sets_of(config) == ["ot_dd", "random", "no_otg", "real_start"]
+    config.refine.steps = 2
+    assert sets_of(config)[2:] == list(config.study.ablations)
+    config.guidance.transport.strength = 0.0
+    assert sets_of(config)[2:] == list(config.study.ablations)[1:]
 
 
 def test_labels_of_every_view_of_imagenet_are_too_many_to_store():
