@@ -3,10 +3,13 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from ot_dd.ot._costs import CostFn
-from ot_dd.ot._sinkhorn import solve_sample
+from ot_dd.ot._iterations import Options
+from ot_dd.ot._sinkhorn import checked_sample
+
+# What `solve_sample` has of `Options`.
+_OPTIONS = set(Options._fields) - {"masked", "of_product"}
 
 
 def sinkhorn_divergence(
@@ -24,7 +27,8 @@ def sinkhorn_divergence(
 
     Zero for equal measures, and a squared distance of the means (for a squared cost)
     as epsilon grows. Unbalanced problems (`tau_a` = `tau_b` below 1) also have
-    `epsilon / 2 (m_x - m_y)^2` of the two masses (Sejourne et al. 2019).
+    `epsilon / 2 (m_x - m_y)^2` of the two masses (Sejourne et al. 2019), which makes up
+    for the three values' `epsilon` times a product of masses: neither is computed.
 
     Args:
       x: points `[n, d]`.
@@ -39,10 +43,9 @@ def sinkhorn_divergence(
 
     Returns:
       The divergence, scalar, with a gradient in `x`, `y`, `a` and `b`. In float32 it
-      loses some `1e-7 epsilon` times the product of the masses to cancellation (weights
-      in the thousands, such as intensities, are better normalised) and, with squared
-      costs, some 1e-7 of the points' squared distances from their mean. With `has_aux`
-      a pair of it and a boolean scalar.
+      loses some 1e-7 of epsilon and, with squared costs, of the points' squared
+      distances from their mean, for each unit of mass. With `has_aux` a pair of it and
+      a boolean scalar.
 
     Raises:
       ValueError: see `solve`; also for `tau_a` and `tau_b` that differ, or
@@ -60,13 +63,12 @@ def sinkhorn_divergence(
             "solver must be 'sinkhorn' in an unbalanced divergence: ott-jax's problem "
             "has another penalty, which does not cancel"
         )
-    options = dict(options, cost_fn=cost_fn, epsilon=epsilon)
+    own = {name: options.pop(name) for name in _OPTIONS if name in options}
+    own = Options(**own, of_product=False)
+    options |= {"cost_fn": cost_fn, "epsilon": epsilon}
     problems = (x, y, a, b), (x, x, a, a), (y, y, b, b)
-    cross, self_x, self_y = (solve_sample(*each, **options) for each in problems)
+    cross, self_x, self_y = (checked_sample(*each, own, **options) for each in problems)
     divergence = cross.value - 0.5 * (self_x.value + self_y.value)
-    if taus != (1.0, 1.0):
-        masses = [1.0 if v is None else jnp.sum(jnp.asarray(v)) for v in (a, b)]
-        divergence += 0.5 * epsilon * (masses[0] - masses[1]) ** 2
     if has_aux:
         return divergence, cross.converged & self_x.converged & self_y.converged
     return divergence

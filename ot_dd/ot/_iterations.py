@@ -33,14 +33,17 @@ def _chunks(count: int) -> list[int]:
 class Options(NamedTuple):
     """The static choices of a solve; see `solve`."""
 
-    num_iters: int | None
-    threshold: float
-    max_iters: int
-    tau_a: float
-    tau_b: float
-    grad: str
-    method: str
-    masked: bool  # Whether columns may have zero weight.
+    num_iters: int | None = None
+    threshold: float = 1e-3
+    max_iters: int = 2000
+    tau_a: float = 1.0
+    tau_b: float = 1.0
+    grad: str = "envelope"
+    method: str = "auto"
+    masked: bool = False  # Whether columns may have zero weight.
+    # Whether the value has `epsilon sum(a) sum(b)` in it: where that cancels, it would
+    # take digits along.
+    of_product: bool = True
 
 
 def iterate(geometry, problem, init, options):

@@ -204,9 +204,20 @@ def solve_sample(
     Raises:
       ValueError: see `solve`.
     """
-    options = Options(
-        num_iters, threshold, max_iters, tau_a, tau_b, grad, method, b is not None
-    )
+    options = Options(num_iters, threshold, max_iters, tau_a, tau_b, grad, method)
+    return checked_sample(
+        x, y, a, b, options, cost_fn=cost_fn, epsilon=epsilon, block_size=block_size,
+        init=init, solver=solver, **ott_options,
+    )  # fmt: skip
+
+
+def checked_sample(
+    x, y, a, b, options: Options, *, cost_fn, epsilon, block_size=None, init=None,
+    solver="sinkhorn", **ott_options,
+) -> OTResult:  # fmt: skip
+    """Does what `solve_sample` does, with options that are not all its caller's."""
+    options = options._replace(masked=b is not None)
+    tau_a, tau_b = options.tau_a, options.tau_b
     _checks.options(options, epsilon, solver, ott_options)
     _checks.points(x, y, block_size)
     if solver == "ott":
@@ -322,10 +333,13 @@ def run(geometry, a, b, epsilon, init, options: Options) -> OTResult:
         held = (arrays[0], Problem(*arrays[1], *rest), arrays[2])
     f, g, n_iters = iterate(*held, options)
     totals = geometry.totals(f, g, problem, envelope)
+    mass = totals.mass
+    if options.of_product:
+        mass -= geometry.sum(a.sum()) * b.sum()
     value = epsilon * (
         geometry.sum(_dual_term(f, a, options.tau_a))
         + _dual_term(g, b, options.tau_b)
-        - (totals.mass - geometry.sum(a.sum()) * b.sum())
+        - mass
     )
     linear = epsilon * totals.linear
     # Held potentials are held in the caller's units.

@@ -176,6 +176,29 @@ def test_unbalanced_divergence_of_one_cloud_with_two_masses():
         ot.sinkhorn_divergence(x, x, epsilon=1.0, init=(a, a))
 
 
+@pytest.mark.parametrize("tau", [1.0, 0.8])
+def test_a_divergence_of_heavy_clouds_keeps_its_digits(tau):
+    """The product of the masses, 1e14, is in each of the three values."""
+    x, y = clouds(30)
+    more = 1.0 if tau == 1.0 else 1.1
+
+    def divergence(a, dtype):
+        points = np.asarray(x, dtype), np.asarray(y, dtype)
+        return ot.sinkhorn_divergence(
+            *points, a, np.full(8, more * 1e7 / 8, dtype), epsilon=0.5, num_iters=300,
+            tau_a=tau, tau_b=tau,
+        )  # fmt: skip
+
+    a = np.random.default_rng(0).uniform(0.5, 1.5, 30)
+    a *= 1e7 / a.sum()
+    found = jax.value_and_grad(divergence)(a.astype("f4"), "f4")
+    with jax.enable_x64(True):
+        expected = jax.value_and_grad(divergence)(a, "f8")
+    for ours, theirs in zip(found, expected):
+        assert theirs.dtype == np.float64
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize("size", [1e-3, 1e-6, 1e-9])
 def test_gradient_matching_does_not_depend_on_the_gradients_size(size):
     images, labels = jnp.ones((2, 3)), jnp.zeros(2, int)
