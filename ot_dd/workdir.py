@@ -121,6 +121,10 @@ class WorkDir:
         barrier(label)
         return made if is_leader() else _load_arrays(path)
 
+    def unfinished(self, name: str) -> "Unfinished":
+        """Returns the place of a part of what `json` is making as `name`."""
+        return Unfinished(self.path / "cache" / f"{name}.part.npz")
+
     def records(
         self,
         name: str,
@@ -232,6 +236,40 @@ class WorkDir:
             for path in paths
             if {path.stem, path.stem.rpartition("-")[0]} & self._asked
         }
+
+
+class Unfinished:
+    """A tree of arrays that one process, or one thread of it, writes and goes on from.
+
+    Processes share no such tree: Orbax's checkpoints are written by all of them together.
+    """
+
+    def __init__(self, path: Path):
+        """Names the file; it is not there until `save`."""
+        self._path = path
+
+    def save(self, tree) -> None:
+        """Puts a tree in the place of the last one."""
+        leaves = {f"{i:05d}": _storable(x) for i, x in enumerate(jax.tree.leaves(tree))}
+        write_atomic(self._path, lambda file: np.savez(file, **leaves), everyone=True)
+
+    def restore(self, example):
+        """Returns what was saved, of the example's structure and types, or None.
+
+        None as well where the example has other shapes: another version wrote it.
+        """
+        if not self._path.exists():
+            return None
+        saved = list(_load_arrays(self._path).values())
+        leaves, structure = jax.tree.flatten(example)
+        if [x.shape for x in saved] != [x.shape for x in leaves]:
+            return None
+        typed = [x.astype(like.dtype) for x, like in zip(saved, leaves)]
+        return jax.tree.unflatten(structure, typed)
+
+    def delete(self) -> None:
+        """Deletes the tree, if there is one."""
+        self._path.unlink(missing_ok=True)
 
 
 def _storable(array) -> np.ndarray:

@@ -406,7 +406,7 @@ def _students(config, sizes, pod, made) -> Iterator[Program]:
             )  # fmt: skip
 
         by = f" by {many} teachers" if labels == "soft" else ""
-        runs = math.ceil(number * sets * students / pod.hosts)
+        runs = math.ceil(number * sets * students / pod.hosts) * recipe.evaluations
         yield Program(
             "train", f"student, {labels} labels{by}", trained, runs, mesh.size, 0,
             "student.batch_size, student.options or lia.mode",

@@ -11,12 +11,16 @@ import numpy as np
 
 from ot_dd import data, models
 from ot_dd.config import fingerprint, options
-from ot_dd.parallel import barrier, mesh_for, place, side_by_side
+from ot_dd.metrics import Stopped
+from ot_dd.parallel import barrier, mesh_for, place, side_by_side, told_to_end
 from ot_dd.stages.artifacts import ImageSet, Prepared
 from ot_dd.stages.networks import augment_config
 from ot_dd.stages.relabel import SoftLabels
-from ot_dd.training.students import Recipe, train_student, training_flops
+from ot_dd.training.students import Progress, Recipe, train_student, training_flops
 from ot_dd.workdir import WorkDir
+
+# Seconds of training that a student may lose; it is saved after an evaluation only.
+_SAVE_EVERY = 60.0
 
 
 def recipe_of(config, labels: str, **changes) -> Recipe:
@@ -102,8 +106,15 @@ def train(
             split, config.seed, prepared.data_key, student_seed,
         )  # fmt: skip
 
+        name = f"student-{image_set.name}-{recipe_key}"
+
         def make():
-            started = time.monotonic()
+            shown = (
+                f"student {student_seed} of {image_set.name} ({recipe.labels} labels)"
+            )
+            saved = _Saved(
+                workdir.metrics, workdir.unfinished(name), shown, recipe.steps, alone
+            )
             pixels, labels = image_set.flat()
             target, views, view_seed = _target(prepared, soft)
             arrays = (
@@ -119,9 +130,9 @@ def train(
                 *arrays,
                 mesh=mesh,
                 strategy=config.parallel.strategy,
+                saved=saved,
             )
             scores = np.asarray(curve.accuracy, np.float64)
-            seconds = time.monotonic() - started
             if not np.isfinite(np.asarray(curve.loss)).all():
                 raise FloatingPointError(
                     f"student of {image_set.name} ({recipe.labels}): the loss is not "
@@ -139,14 +150,14 @@ def train(
                 "student_seed": student_seed,
                 "accuracy": float(scores[-1]),
                 "best_accuracy": float(scores.max()),
-                "seconds": round(seconds, 2),
+                "seconds": round(saved.seconds(), 2),
                 "device": jax.devices()[0].device_kind,
                 "logit_transport": float(curve.transport[-1]),
                 "curve": [float(v) for v in scores],
             }
 
-        name = f"student-{image_set.name}-{recipe_key}"
         record = workdir.json(name, make, alone=alone)
+        workdir.unfinished(name).delete()
         shape = image_set.flat()[0].shape
         record["flops"] = training_flops(
             module, recipe, shape, len(prepared.dataset.class_names)
@@ -173,6 +184,41 @@ def train(
             if progress:
                 workdir.metrics.progress(progress, len(records), len(jobs))
         return records
+
+
+class _Saved:
+    """Saves a student in training, now and then, and when its process is to end."""
+
+    def __init__(self, metrics, place, name: str, steps: int, alone: bool):
+        self._metrics, self._place = metrics, place
+        self._name, self._steps = name, steps
+        self._alone = alone  # Then no other process asks whether it was told to end.
+        self._began = self._last = time.monotonic()
+        self._before = 0.0  # Seconds of the runs that were ended.
+
+    def seconds(self) -> float:
+        """Returns how long the student has been in training, in all runs."""
+        return self._before + time.monotonic() - self._began
+
+    def restore(self, example: Progress) -> Progress | None:
+        seconds = jax.ShapeDtypeStruct((), np.float64)
+        found = self._place.restore((example, seconds))
+        if found is None:
+            return None
+        self._before = float(found[1])
+        return found[0]
+
+    def save(self, progress: Progress) -> None:
+        step = int(progress.state.step)  # Waits for the device.
+        ended = self._metrics.stop.is_set() or not self._alone and told_to_end()
+        now = time.monotonic()
+        if not ended and now - self._last < _SAVE_EVERY:
+            return
+        self._place.save((progress, np.float64(self.seconds())))
+        self._last = now
+        if ended:
+            raise Stopped(f"{self._name}, step {step}, which is saved")
+        self._metrics.progress(self._name, step, self._steps)
 
 
 def _weights(image_set):

@@ -1,8 +1,8 @@
-"""Student training as one compiled program: steps, averages and evaluations."""
+"""Student training: one compiled program from each evaluation to the next."""
 
 import contextlib
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ import optax
 from ot_dd import data, losses
 from ot_dd.flops import flops
 from ot_dd.parallel import keep, place, split
-from ot_dd.training.loop import make_state, make_step
+from ot_dd.training.loop import TrainState, make_state, make_step
 from ot_dd.training.schedules import smoothing_cosine, step_decay
 from ot_dd.training.views import batches_per_epoch, mean_logits, view_batch
 
@@ -84,6 +84,23 @@ class Curve(NamedTuple):
     transport: jax.Array
 
 
+class Progress(NamedTuple):
+    """A student in training: its state, and its curve as far as it has come."""
+
+    state: TrainState
+    curve: Curve
+
+
+class Saved(Protocol):
+    """Where students in training are kept, so that what is ended goes on."""
+
+    def restore(self, example: Progress) -> Progress | None:
+        """Returns what was saved last, shaped like the example, or None."""
+
+    def save(self, progress: Progress) -> None:
+        """Takes what there is after an evaluation; its arrays do not outlive the call."""
+
+
 def train_student(
     module: nn.Module,
     recipe: Recipe,
@@ -98,6 +115,7 @@ def train_student(
     *,
     mesh: jax.sharding.Mesh | None = None,
     strategy: str = "replicate",
+    saved: Saved | None = None,
 ) -> Curve:
     """Trains one student from scratch and evaluates it.
 
@@ -118,6 +136,8 @@ def train_student(
         among; losses, transport included, are of the whole batch.
       strategy: "replicate", or "fsdp": parameters and optimiser state are split over
         the mesh as well.
+      saved: gets the student after each evaluation but the last, and is asked for one
+        at first.
 
     Returns:
       The student's curve.
@@ -130,7 +150,23 @@ def train_student(
     static = module, recipe, views, strategy
     arrays = (images, labels, weights, soft, view_key, key, evaluation)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-        return _train_student(static, *_placed(mesh, *arrays))
+        arrays = _placed(mesh, *arrays)
+        done, progress = 0, None
+        if saved is not None:
+            progress = saved.restore(jax.eval_shape(partial(_begin, static), *arrays))
+        if progress is None:
+            progress = _begin(static, *arrays)
+        else:
+            done = int(_evaluations_at(progress.state.step, recipe))
+            if mesh is None:
+                progress = jax.device_put(progress)
+            progress = place(progress, mesh, strategy=strategy)
+        while done < recipe.evaluations:
+            progress = _go_on(static, progress, *arrays)
+            done += 1
+            if saved is not None and done < recipe.evaluations:
+                saved.save(progress)
+    return progress.curve
 
 
 def _check(recipe, views, images, soft):
@@ -172,10 +208,16 @@ def trace_student(
     module: nn.Module, recipe: Recipe, views: int, *arrays, mesh=None,
     strategy="replicate",
 ):  # fmt: skip
-    """Returns `train_student`'s program, traced; its arguments may be shapes."""
+    """Returns the program that `train_student` runs `recipe.evaluations` times, traced.
+
+    Its arguments may be shapes.
+    """
     static = module, recipe, views, strategy
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-        return _train_student.trace(static, *_placed(mesh, *arrays))
+        arrays = _placed(mesh, *arrays)
+        progress = jax.eval_shape(partial(_begin, static), *arrays)
+        progress = place(progress, mesh, strategy=strategy)
+        return _go_on.trace(static, progress, *arrays)
 
 
 def _placed(mesh, images, labels, weights, soft, view_key, key, evaluation):
@@ -193,12 +235,59 @@ def _placed(mesh, images, labels, weights, soft, view_key, key, evaluation):
 
 
 @partial(jax.jit, static_argnums=0)
-def _train_student(static, images, labels, weights, soft, view_key, key, evaluation):
-    module, recipe, views, strategy = static
-    batches, size = batches_per_epoch(images.shape[0], recipe.batch_size)
-    tx = _optimiser(recipe)
+def _begin(static, *arrays):
+    """Returns a fresh student, after the steps that evaluations do not divide."""
+    module, recipe, _, strategy = static
+    images, key = arrays[0], arrays[5]
     variables = module.init(key, data.to_float(images[:2]), train=True)
     model_state = {name: v for name, v in variables.items() if name != "params"}
+    state = make_state(variables["params"], _optimiser(recipe), model_state)
+    rest = recipe.steps % recipe.evaluations
+    if rest:
+        state, _ = _steps(static, state, rest, *arrays[:-1])
+    curve = Curve(*[jnp.zeros(recipe.evaluations) for _ in Curve._fields])
+    return keep(Progress(state, curve), strategy)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _go_on(static, progress, *arrays):
+    """Trains a student up to its next evaluation, and evaluates it."""
+    module, recipe, _, strategy = static
+    length = recipe.steps // recipe.evaluations
+    done = _evaluations_at(progress.state.step, recipe)
+    state, values = _steps(static, progress.state, length, *arrays[:-1])
+    point = Curve(
+        _accuracy(module, state, arrays[-1]),
+        values["loss"].mean(),
+        values["transport"].mean(),
+    )
+    curve = jax.tree.map(lambda c, v: c.at[done].set(v), progress.curve, point)
+    return keep(Progress(state, curve), strategy)
+
+
+def _evaluations_at(step, recipe):
+    """Returns how many evaluations a student has behind it at a step that follows one."""
+    length, rest = divmod(recipe.steps, recipe.evaluations)
+    return (step - rest) // length
+
+
+def _accuracy(module, state, evaluation):
+    """Returns the share of evaluation images that the averaged network has right."""
+    variables = {"params": state.ema, **state.model_state}
+
+    def right(part):
+        images = split(data.to_float(part[0]))
+        logits = module.apply(variables, images, train=False)
+        return jnp.sum(logits.argmax(-1) == part[1])
+
+    total = jnp.sum(evaluation[1] >= 0)
+    return jnp.sum(jax.lax.map(right, evaluation)) / total
+
+
+def _steps(static, state, length, images, labels, weights, soft, view_key, key):
+    """Returns the state after so many steps, and what each of them measured."""
+    module, recipe, views, strategy = static
+    batches, size = batches_per_epoch(images.shape[0], recipe.batch_size)
     if recipe.labels == "hard":
         view_key = jax.random.fold_in(key, 1)
     dropout_key = jax.random.fold_in(key, 2)
@@ -256,35 +345,13 @@ def _train_student(static, images, labels, weights, soft, view_key, key, evaluat
             )
         return loss.mean(), (updated, {"transport": distance})
 
-    step_fn = make_step(loss_fn, tx, ema_decay=recipe.ema)
-
-    def evaluate(state):
-        variables = {"params": state.ema, **state.model_state}
-
-        def right(part):
-            images = split(data.to_float(part[0]))
-            logits = module.apply(variables, images, train=False)
-            return jnp.sum(logits.argmax(-1) == part[1])
-
-        total = jnp.sum(evaluation[1] >= 0)
-        return jnp.sum(jax.lax.map(right, evaluation)) / total
+    step_fn = make_step(loss_fn, _optimiser(recipe), ema_decay=recipe.ema)
 
     def body(state, _):
         state, values = step_fn(state, state.step, None)
         return keep(state, strategy), values
 
-    length, rest = divmod(recipe.steps, recipe.evaluations)
-
-    def segment(state, _):
-        state, values = jax.lax.scan(body, state, length=length)
-        means = jax.tree.map(jnp.mean, values)
-        return state, Curve(evaluate(state), means["loss"], means["transport"])
-
-    state = make_state(variables["params"], tx, model_state)
-    if rest:  # What evaluations do not divide comes before the first of them.
-        state, _ = jax.lax.scan(body, state, length=rest)
-    _, curve = jax.lax.scan(segment, state, length=recipe.evaluations)
-    return curve
+    return jax.lax.scan(body, state, length=length)
 
 
 @lru_cache(maxsize=256)

@@ -130,7 +130,7 @@ def test_programs_are_the_runs_own_and_count_their_runs():
     changes = sum(name in ("no_otg", "no_refine") for name in study.ablations)
     students = 1 + len(study.baselines) + changes
     assert found["student, hard labels"].runs == (
-        students * study.num_sets * study.num_students
+        students * study.num_sets * study.num_students * config.student.evaluations
     )
     # Shapes alone: every program traces without data or weights.
     for program in found.values():

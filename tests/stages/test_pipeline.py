@@ -12,7 +12,8 @@ from runs import files, without_times
 
 from configs import digits
 from ot_dd.distill import run
-from ot_dd.stages import sample
+from ot_dd.metrics import Stopped
+from ot_dd.stages import sample, train
 from ot_dd.stages.distilled import load_distilled
 
 pytestmark = pytest.mark.slow
@@ -178,6 +179,28 @@ def test_sampling_goes_on_from_the_classes_that_are_there(first, tmp_path, monke
         np.testing.assert_allclose(
             value, before[name], atol=1e-3 if value.dtype.kind == "f" else 1
         )
+
+
+def test_a_student_goes_on_from_its_last_evaluation(first, tmp_path, monkeypatch):
+    copy = tmp_path / "copy"
+    shutil.copytree(first[0], copy)
+    for path in copy.glob("cache/student-ot_dd-*.json"):
+        path.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "told_to_end", lambda: True)
+        with pytest.raises(Stopped, match="student 0 of ot_dd .*, step 3, which is sa"):
+            run(config(), copy, ("train",))
+    begun = list(copy.glob("cache/student-ot_dd-*.part.npz"))
+    assert begun
+    for path in begun:
+        leaves = dict(np.load(path))
+        leaves[max(leaves)] = np.float64(1e4)  # Seconds that it took so far.
+        np.savez(path, **leaves)
+    run(config(), copy)
+    results = json.loads((copy / "results.json").read_text())
+    assert without_times(results) == without_times(first[1])
+    assert sum(r["seconds"] > 1e4 for r in results["records"]) == len(begun)
+    assert not list(copy.glob("cache/*.part.npz"))
 
 
 def test_a_smaller_set_leaves_nothing_of_a_larger_one(first, tmp_path):

@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from ot_dd import models
 from ot_dd.data import AugmentConfig
+from ot_dd.training import students
 from ot_dd.training.students import Recipe, train_student
 
 RECIPE = Recipe(
@@ -18,13 +19,16 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 
-def student(recipe, views=1, soft=None, dtype=jnp.uint8, count=12, module=None):
+def student(
+    recipe, views=1, soft=None, dtype=jnp.uint8, count=12, module=None, saved=None
+):
     images = jax.random.randint(jax.random.key(0), (12, 8, 8, 1), 0, 256, jnp.uint8)
     labels, key = jnp.arange(12) % 3, jax.random.key(1)
     return train_student(
         module or models.create("mlp", num_classes=3), recipe, views,
         images.astype(dtype),
         labels, jnp.ones(count), soft, key, key, (images[None], labels[None]),
+        saved=saved,
     )  # fmt: skip
 
 
@@ -36,6 +40,40 @@ def test_steps_that_evaluations_do_not_divide_are_trained_too():
     np.testing.assert_allclose(losses(1), [every.mean()], rtol=1e-5)
     # The first of seven comes before the three parts of two.
     np.testing.assert_allclose(losses(3), every[1:].reshape(3, 2).mean(1), rtol=1e-5)
+
+
+class InMemory:
+    """Keeps what it is given, and ends the training at one of the evaluations."""
+
+    def __init__(self, end_after):
+        self.end_after, self.kept = end_after, []
+
+    def restore(self, example):
+        if not self.kept:
+            return None
+        assert jax.tree.map(jnp.shape, example) == jax.tree.map(
+            jnp.shape, self.kept[-1]
+        )
+        return self.kept[-1]
+
+    def save(self, progress):
+        self.kept.append(jax.tree.map(np.array, progress))
+        if len(self.kept) == self.end_after:
+            raise InterruptedError
+
+
+@pytest.mark.parametrize("evaluations", [7, 3, 5])  # 5 leaves two steps to the start.
+def test_an_ended_student_goes_on_as_if_it_had_not(evaluations):
+    recipe = RECIPE._replace(evaluations=evaluations)
+    whole = student(recipe)
+    saved = InMemory(end_after=2)
+    with pytest.raises(InterruptedError):
+        student(recipe, saved=saved)
+    programs = students._go_on._cache_size()
+    resumed = student(recipe, saved=saved)
+    assert students._go_on._cache_size() == programs
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    assert len(saved.kept) == evaluations - 1  # Nothing was done twice.
 
 
 class WithDropout(nn.Module):
