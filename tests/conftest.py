@@ -10,7 +10,7 @@ import pytest
 # The tests are mostly compilation, which LLVM's lowest level shortens by a fifth and
 # XLA's older emitter of fusions, where there still is one, by another third; the
 # commands that they start inherit both. `make distill` runs with the commands' own flags.
-_FLAGS = "--xla_backend_optimization_level=0"
+_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 if jax.__version_info__ < (0, 11):
     _FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", _FLAGS)

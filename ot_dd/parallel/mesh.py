@@ -96,7 +96,7 @@ def _spec(shape, size: int, strategy: str) -> P:
     if not divisible:
         return P()
     longest = max(divisible, key=lambda axis: shape[axis])
-    return P(*[AXIS if axis == longest else None for axis in range(len(shape))])
+    return P(*[None] * longest, AXIS)  # As XLA's outputs have it: nothing after that.
 
 
 def split(tree):

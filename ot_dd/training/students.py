@@ -162,7 +162,8 @@ def train_student(
                 progress = jax.device_put(progress)
             progress = place(progress, mesh, strategy=strategy)
         while done < recipe.evaluations:
-            progress = _go_on(static, progress, *arrays)
+            # One at a time: a CPU's devices that meet in two programs may wait for ever.
+            progress = jax.block_until_ready(_go_on(static, progress, *arrays))
             done += 1
             if saved is not None and done < recipe.evaluations:
                 saved.save(progress)

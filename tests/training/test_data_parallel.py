@@ -19,6 +19,7 @@ from ot_dd import data, models, parallel
 from ot_dd.data import AugmentConfig
 from ot_dd.stages import networks, prepare
 from ot_dd.training import fit, make_state, make_step, restore
+from ot_dd.training import students
 from ot_dd.training.students import Recipe, train_student
 from ot_dd.workdir import WorkDir
 
@@ -120,12 +121,26 @@ recipe = Recipe(
     num_iters=20, plan="sinkhorn", evaluations=50, augment=AugmentConfig())
 soft = 2 * jax.random.normal(key, (2, 4, 64, 4))
 as_bytes = data.to_uint8(images / 4)
-def student_of(recipe, soft):
+class Kept:
+    last, saves = None, 0
+    def restore(self, example):
+        return self.last
+    def save(self, progress):
+        self.saves += 1
+        if self.saves == 40:
+            self.last = jax.tree.map(np.array, progress)
+kept = Kept()
+def student_of(recipe, soft, saved=None):
     return train_student(
         models.create("convnet", num_classes=4, width=16, depth=2), recipe, 2, as_bytes,
         labels, jnp.ones(256), soft, key, key, (as_bytes[None, :64], labels[None, :64]),
-        mesh=parallel.local_mesh(), strategy=sys.argv[2])
-student = student_of(recipe, soft)
+        mesh=parallel.local_mesh(), strategy=sys.argv[2], saved=saved)
+student = student_of(recipe, soft, kept)
+assert students._go_on._cache_size() == 1
+again = student_of(recipe, soft, kept)  # The last ten evaluations.
+assert kept.saves == 49 + 9
+assert students._go_on._cache_size() == 1
+assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), student, again))
 dsa = student_of(recipe._replace(labels="hard", augment=data.DSA()), None)
 print(json.dumps({
     "devices": jax.device_count(), "network": curve["loss"],
