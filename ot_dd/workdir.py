@@ -19,7 +19,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -250,26 +250,31 @@ class Unfinished:
 
     def save(self, tree) -> None:
         """Puts a tree in the place of the last one."""
-        leaves = {f"{i:05d}": _storable(x) for i, x in enumerate(jax.tree.leaves(tree))}
+        leaves = {name: _storable(leaf) for name, leaf in _named(tree)}
         write_atomic(self._path, lambda file: np.savez(file, **leaves), everyone=True)
 
     def restore(self, example):
         """Returns what was saved, of the example's structure and types, or None.
 
-        None as well where the example has other shapes: another version wrote it.
+        None as well where names or shapes differ: another version wrote it.
         """
         if not self._path.exists():
             return None
-        saved = list(_load_arrays(self._path).values())
-        leaves, structure = jax.tree.flatten(example)
-        if [x.shape for x in saved] != [x.shape for x in leaves]:
+        saved, wanted = _load_arrays(self._path), _named(example)
+        shapes = [(name, x.shape) for name, x in saved.items()]
+        if shapes != [(name, like.shape) for name, like in wanted]:
             return None
-        typed = [x.astype(like.dtype) for x, like in zip(saved, leaves)]
-        return jax.tree.unflatten(structure, typed)
+        leaves = [saved[name].astype(like.dtype, copy=False) for name, like in wanted]
+        return jax.tree.unflatten(jax.tree.structure(example), leaves)
 
     def delete(self) -> None:
         """Deletes the tree, if there is one."""
         self._path.unlink(missing_ok=True)
+
+
+def _named(tree) -> list[tuple[str, Any]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
 
 
 def _storable(array) -> np.ndarray:

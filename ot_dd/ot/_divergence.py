@@ -43,9 +43,9 @@ def sinkhorn_divergence(
 
     Returns:
       The divergence, scalar, with a gradient in `x`, `y`, `a` and `b`. In float32 it
-      loses some 1e-7 of epsilon and, with squared costs, of the points' squared
-      distances from their mean, for each unit of mass. With `has_aux` a pair of it and
-      a boolean scalar.
+      loses some 1e-7 of the three values, which grow with epsilon, the masses and their
+      logarithm and, with squared costs, with the points' squared distances from their
+      mean. With `has_aux` a pair of it and a boolean scalar.
 
     Raises:
       ValueError: see `solve`; also for `tau_a` and `tau_b` that differ, or

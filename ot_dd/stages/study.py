@@ -86,20 +86,25 @@ def run_study(config, workdir: WorkDir, prepared: Prepared, mesh=None) -> Study:
 def sets_of(config) -> list[str]:
     """Returns the names of the study's sets: the full method first.
 
-    Ablations that leave the full method as it is are not among them.
+    Ablations that make the set of the full method, or of one before them, are left out.
     """
-    changes = [
-        name
-        for name in config.study.ablations
-        if name in vocabulary.CHANGES
-        and _image_recipe(config, name) != _image_recipe(config)
-    ]
+    changes, recipes = [], [_image_recipe(config, "ot_dd")]
+    for name in config.study.ablations:
+        if name in vocabulary.CHANGES:
+            recipe = _image_recipe(config, name)
+            if recipe not in recipes:
+                changes.append(name)
+                recipes.append(recipe)
     return ["ot_dd", *config.study.baselines, *changes]
 
 
-def _image_recipe(config, name: str = "ot_dd") -> dict:
-    """Returns what a set follows from; of refinement that is off, where it starts."""
+def _image_recipe(config, name: str) -> dict:
+    """Returns the fields that the method, or an ablation of it, makes its set by."""
     recipe = ablated(config, name).to_dict()
+    terms = recipe["guidance"]["terms"]
+    recipe["guidance"] = {term: recipe["guidance"][term] for term in terms}
+    if recipe["refine"]["start"] != "sampled":
+        recipe["guidance"] = {}
     if not recipe["refine"]["steps"]:
         recipe["refine"] = recipe["refine"]["start"]
     return recipe

@@ -109,12 +109,10 @@ def train(
         name = f"student-{image_set.name}-{recipe_key}"
 
         def make():
-            shown = (
-                f"student {student_seed} of {image_set.name} ({recipe.labels} labels)"
-            )
-            saved = _Saved(
-                workdir.metrics, workdir.unfinished(name), shown, recipe.steps, alone
-            )
+            shown = f"student {student_seed} of {image_set.name}, set {image_set.seed}"
+            shown = ", ".join(filter(None, (shown, variant, f"{recipe.labels} labels")))
+            part = workdir.unfinished(name)
+            saved = _Saved(workdir.metrics, part, shown, recipe.steps, asks=not alone)
             pixels, labels = image_set.flat()
             target, views, view_seed = _target(prepared, soft)
             arrays = (
@@ -133,6 +131,7 @@ def train(
                 saved=saved,
             )
             scores = np.asarray(curve.accuracy, np.float64)
+            seconds = saved.finish()
             if not np.isfinite(np.asarray(curve.loss)).all():
                 raise FloatingPointError(
                     f"student of {image_set.name} ({recipe.labels}): the loss is not "
@@ -150,7 +149,7 @@ def train(
                 "student_seed": student_seed,
                 "accuracy": float(scores[-1]),
                 "best_accuracy": float(scores.max()),
-                "seconds": round(saved.seconds(), 2),
+                "seconds": round(seconds, 2),
                 "device": jax.devices()[0].device_kind,
                 "logit_transport": float(curve.transport[-1]),
                 "curve": [float(v) for v in scores],
@@ -187,38 +186,48 @@ def train(
 
 
 class _Saved:
-    """Saves a student in training, now and then, and when its process is to end."""
+    """Saves a student in training, now and then, and when its process is to end.
 
-    def __init__(self, metrics, place, name: str, steps: int, alone: bool):
-        self._metrics, self._place = metrics, place
-        self._name, self._steps = name, steps
-        self._alone = alone  # Then no other process asks whether it was told to end.
+    Of several processes each has students of its own, and so does not ask (`asks`)
+    whether they are told to end: all would have to ask as often.
+    """
+
+    def __init__(self, metrics, part, name: str, steps: int, asks: bool):
+        self._metrics, self._part = metrics, part
+        self._name, self._steps, self._asks = name, steps, asks
         self._began = self._last = time.monotonic()
         self._before = 0.0  # Seconds of the runs that were ended.
-
-    def seconds(self) -> float:
-        """Returns how long the student has been in training, in all runs."""
-        return self._before + time.monotonic() - self._began
+        self._shown = False
 
     def restore(self, example: Progress) -> Progress | None:
         seconds = jax.ShapeDtypeStruct((), np.float64)
-        found = self._place.restore((example, seconds))
+        found = self._part.restore((example, seconds))
         if found is None:
             return None
         self._before = float(found[1])
         return found[0]
 
     def save(self, progress: Progress) -> None:
-        step = int(progress.state.step)  # Waits for the device.
-        ended = self._metrics.stop.is_set() or not self._alone and told_to_end()
+        step = int(progress.state.step)
+        ended = self._metrics.stop.is_set() or self._asks and told_to_end()
         now = time.monotonic()
         if not ended and now - self._last < _SAVE_EVERY:
             return
-        self._place.save((progress, np.float64(self.seconds())))
+        self._part.save((progress, np.float64(self._seconds())))
         self._last = now
         if ended:
             raise Stopped(f"{self._name}, step {step}, which is saved")
         self._metrics.progress(self._name, step, self._steps)
+        self._shown = True
+
+    def finish(self) -> float:
+        """Ends the progress, and returns the seconds of training in all runs."""
+        if self._shown:
+            self._metrics.progress(self._name, self._steps, self._steps)
+        return self._seconds()
+
+    def _seconds(self) -> float:
+        return self._before + time.monotonic() - self._began
 
 
 def _weights(image_set):

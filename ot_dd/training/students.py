@@ -95,7 +95,10 @@ class Saved(Protocol):
     """Where students in training are kept, so that what is ended goes on."""
 
     def restore(self, example: Progress) -> Progress | None:
-        """Returns what was saved last, shaped like the example, or None."""
+        """Returns what was saved last, shaped like the example, or None.
+
+        JAX arrays are donated: they do not outlive the training.
+        """
 
     def save(self, progress: Progress) -> None:
         """Takes what there is after an evaluation; its arrays do not outlive the call."""
@@ -151,6 +154,9 @@ def train_student(
     arrays = (images, labels, weights, soft, view_key, key, evaluation)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         arrays = _placed(mesh, *arrays)
+        if mesh is None:  # Once, and held there, as what each call returns is.
+            device = jax.local_devices()[0]
+            arrays = jax.device_put(arrays, device)
         done, progress = 0, None
         if saved is not None:
             progress = saved.restore(jax.eval_shape(partial(_begin, static), *arrays))
@@ -159,7 +165,7 @@ def train_student(
         else:
             done = int(_evaluations_at(progress.state.step, recipe))
             if mesh is None:
-                progress = jax.device_put(progress)
+                progress = jax.device_put(progress, device)
             progress = place(progress, mesh, strategy=strategy)
         while done < recipe.evaluations:
             # One at a time: a CPU's devices that meet in two programs may wait for ever.

@@ -1,5 +1,6 @@
 """Corners of problems: nothing to move, far away, forbidden, given wrongly."""
 
+import inspect
 import warnings
 
 import jax
@@ -11,6 +12,7 @@ from scipy import optimize
 
 from ot_dd import losses, ot
 from ot_dd.losses import gradient_cosine_distance, transport_guidance
+from ot_dd.ot._iterations import Options
 
 
 def clouds(n=6, m=8, d=3):
@@ -174,6 +176,13 @@ def test_unbalanced_divergence_of_one_cloud_with_two_masses():
     assert more > 0.1
     with pytest.raises(ValueError, match="init must be None"):
         ot.sinkhorn_divergence(x, x, epsilon=1.0, init=(a, a))
+
+
+def test_a_divergence_has_the_defaults_of_a_solve():
+    known = inspect.signature(ot.solve_sample).parameters
+    for name, value in Options._field_defaults.items():
+        if name not in ("masked", "of_product"):
+            assert known[name].default == value, name
 
 
 @pytest.mark.parametrize("tau", [1.0, 0.8])

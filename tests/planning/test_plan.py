@@ -167,6 +167,15 @@ def test_ablations_that_change_nothing_are_no_sets():
     assert sets_of(config)[2:] == list(config.study.ablations)
     config.guidance.transport.strength = 0.0
     assert sets_of(config)[2:] == list(config.study.ablations)[1:]
+    config.guidance.transport.strength = 1.0
+    config.study.ablations = ("early_guidance", "early_no_refine", "no_otg")
+    assert sets_of(config)[2:] == list(config.study.ablations)
+    config.guidance.terms = ("influence",)
+    assert sets_of(config)[2:] == ["early_no_refine"]
+    config.guidance.terms, config.refine.start = ("transport",), "kmeans"
+    assert sets_of(config)[2:] == ["early_no_refine"]
+    config.refine.steps = 0
+    assert sets_of(config)[2:] == []
 
 
 def test_labels_of_every_view_of_imagenet_are_too_many_to_store():

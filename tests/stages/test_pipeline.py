@@ -188,7 +188,7 @@ def test_a_student_goes_on_from_its_last_evaluation(first, tmp_path, monkeypatch
         path.unlink()
     with monkeypatch.context() as patch:
         patch.setattr(train, "told_to_end", lambda: True)
-        with pytest.raises(Stopped, match="student 0 of ot_dd .*, step 3, which is sa"):
+        with pytest.raises(Stopped, match="student 0 of ot_dd, set 0, .*, step 3, wh"):
             run(config(), copy, ("train",))
     begun = list(copy.glob("cache/student-ot_dd-*.part.npz"))
     assert begun

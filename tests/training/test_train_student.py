@@ -20,9 +20,11 @@ RECIPE = Recipe(
 
 
 def student(
-    recipe, views=1, soft=None, dtype=jnp.uint8, count=12, module=None, saved=None
-):
+    recipe, views=1, soft=None, dtype=jnp.uint8, count=12, module=None, saved=None,
+    kind=jnp.asarray,
+):  # fmt: skip
     images = jax.random.randint(jax.random.key(0), (12, 8, 8, 1), 0, 256, jnp.uint8)
+    images = kind(images)
     labels, key = jnp.arange(12) % 3, jax.random.key(1)
     return train_student(
         module or models.create("mlp", num_classes=3), recipe, views,
@@ -74,6 +76,20 @@ def test_an_ended_student_goes_on_as_if_it_had_not(evaluations):
     assert students._go_on._cache_size() == programs
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
     assert len(saved.kept) == evaluations - 1  # Nothing was done twice.
+
+
+def test_arrays_go_to_the_device_once_and_one_program_is_made(monkeypatch):
+    go_on = students._go_on
+
+    def guarded(*arguments):
+        with jax.transfer_guard_host_to_device("disallow"):
+            return go_on(*arguments)
+
+    monkeypatch.setattr(students, "_go_on", guarded)
+    before = go_on._cache_size()
+    soft = jax.device_put(np.ones((2, 2, 6, 3), np.float16), jax.devices()[0])
+    student(RECIPE._replace(labels="soft", evaluations=3), 2, soft, kind=np.asarray)
+    assert go_on._cache_size() == before + 1
 
 
 class WithDropout(nn.Module):
