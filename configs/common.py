@@ -117,8 +117,7 @@ def base(name: str) -> ConfigDict:
     config.lia = ConfigDict(
         # (least IPC, teachers) pairs: the last whose IPC is not above the run's.
         dict(
-            teachers_by_ipc=((1, 1), (10, 2), (50, 4)), auto=False, mode="stored",
-            views=0,
+            teachers_by_ipc=((1, 1),), auto=False, mode="stored", views=0,
         )
     )  # fmt: skip
     config.student = ConfigDict(
@@ -143,6 +142,11 @@ def base(name: str) -> ConfigDict:
             transport_points=1000,
         )
     )  # fmt: skip
+    config.lock()  # A field that is misspelt is an error, where a file sets it.
+    for part in (config.autoencoder, config.denoiser, config.teachers, config.surrogate,
+                 config.student):  # fmt: skip
+        part.options.unlock()  # Whatever the model has.
+    config.teachers.weights.unlock()
     return config
 
 

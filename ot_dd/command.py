@@ -13,7 +13,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 _MISTAKES_AT_WORK = (ValueError, OSError, FloatingPointError)
-_MISTAKES = (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError)
+_MISTAKES = (
+    flags.Error, AttributeError, ImportError, KeyError, NameError, OSError, SyntaxError,
+    TypeError, ValueError,
+)  # fmt: skip
 
 
 def config_flag(what: str):
@@ -76,6 +79,9 @@ def _refuse(error):
             file=sys.stderr,
         )
         sys.exit(2)
+    if at := _line_of_config(error):
+        print(f"error: {at}", file=sys.stderr)
+        sys.exit(2)
     # A config file's own error comes wrapped in its traceback.
     text = str(error).split("ConfigError: ")[-1].split("Pass --help")[0]
     text = (
@@ -91,6 +97,30 @@ def _refuse(error):
             text += ": options that a config file does not name are added there"
     print(f"error: {text}", file=sys.stderr)
     sys.exit(2)
+
+
+def _line_of_config(error) -> str:
+    """Returns a config file's mistake and the line that it is in, or nothing."""
+    whole = "".join(traceback.format_exception(error))
+    if "ConfigError: " in whole:
+        return ""  # It says itself what is wrong.
+    if "has no attribute 'get_config'" in whole:
+        return "--config: the file has no function get_config"
+    *_, last = whole.strip().splitlines()
+    what = last.partition(": ")[2] if "whilst parsing config" in whole else str(error)
+    if isinstance(error, SyntaxError):
+        what = error.msg
+    frames = re.findall(r'File "([^"]+\.py)", line (\d+)', whole)
+    own = [at for at in frames if "site-packages" not in at[0] and at[0] != __file__]
+    if not own:  # The command line's, or a `get_config` of another signature.
+        wrapped = str(error).partition(": Error whilst parsing config file")
+        return f"{wrapped[0]}: {what}" if wrapped[1] else ""
+    locked = re.match(r"\W*Key \W*(\w+)\W* does not exist", what)
+    if locked:
+        meant = re.search(r"Did you mean .*\?", what)
+        what = f"the config has no field {locked[1]!r}"
+        what += f". {meant[0]}" if meant else ""
+    return f"{own[-1][0]}, line {own[-1][1]}: {what}"
 
 
 def quiet() -> None:

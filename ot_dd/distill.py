@@ -98,6 +98,12 @@ def run(
     banner("prepare", "data, autoencoder, denoiser, teachers, surrogate")
     loaded = load_data(config)
     check_alike(fingerprint(config, loaded[-1]))
+    work.metrics.say(
+        "  {train:,} training, {validation:,} validation and {test:,} test images of "
+        "{classes:,} classes, {image[0]} x {image[1]} pixels ({source})".format(
+            **loaded[0].facts()
+        )
+    )
     write_config(work, to_dict(config))
     prepared = prepare(config, work, loaded)
     if last < vocabulary.STAGES.index("sample"):

@@ -263,7 +263,10 @@ def _check_refine(config):
 
 def _check_labels(config):
     count = len(config.teachers.models)
-    want = f"needs (ipc, teachers) pairs with 1 to {count} teachers each"
+    want = (
+        f"needs (ipc, teachers) pairs with 1 to {count} teachers each: there are so many "
+        "teachers.models"
+    )
     _check_ladder(config, "lia.teachers_by_ipc", (int,), 1, count, want)
 
 

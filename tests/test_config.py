@@ -1,11 +1,16 @@
 """Configs: all of them validate, and mistakes are named."""
 
 import importlib
+import sys
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
-from configs import digits
+from configs import common, digits
+from ot_dd.command import parse_flags
 from ot_dd.config import ConfigError, fingerprint, parse_arg
+from ot_dd.stages.train import recipe_of
 from ot_dd.training.views import batches_per_epoch
 from ot_dd.validation import validate
 
@@ -47,3 +52,56 @@ def test_students_train_for_as_many_passes_at_any_size(name, classes, passes):
     config.student.steps = 7
     config.ipc = 1
     assert config.student.steps == 7
+
+
+_MINE = """from configs import common
+def get_config(arg=None):
+    config = common.base("mine")
+    {}
+    return config
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (_MINE.format("config.ipcs = 5"), "line 4: the config has no field 'ipcs'. Did you"),
+        (_MINE.format("config.refine.stepz = 5"), "line 4: the config has no field 'stepz'."),
+        (_MINE.format("config.ipc = 'a'"), "line 4: Could not override field 'ipc'"),
+        (_MINE.format("config.ipc = 5 +"), "line 4: invalid syntax"),
+        (_MINE.format("config.ipc = five"), "line 4: name 'five' is not defined"),
+        (_MINE.format("import nothing_here"), "line 4: No module named 'nothing_here'"),
+        ("def get(): pass", "--config: the file has no function get_config"),
+        ("def get_config(): pass", "get_config() takes 0 positional arguments but 1 was"),
+        ("def get_config(a): pass", "its get_config() must return a ConfigDict"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_config_file_are_one_line(
+    tmp_path, monkeypatch, capsys, text, message
+):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # Another test's.
+    own = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=own)
+    monkeypatch.setattr(flags, "FLAGS", own)
+    with pytest.raises(SystemExit, match="2"):
+        parse_flags(["distill", f"--config={file}:debug"])
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("error: ") and message in said
+
+
+def test_options_of_models_may_be_added_in_a_file():
+    config = common.base("mine")
+    config.student.options.width = 8
+    config.teachers.options.convnet3 = dict(width=8)
+    config.teachers.weights.convnet3 = "weights/convnet3"
+    validate(config)
+
+
+def test_hard_labels_heed_nothing_of_soft_ones():
+    config = digits.get_config()
+    before = [recipe_of(config, labels) for labels in ("hard", "soft")]
+    config.student.ot_weight, config.student.temperature = 3.0, 5.0
+    assert recipe_of(config, "hard") == before[0]
+    assert recipe_of(config, "soft") != before[1]

@@ -6,7 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+
+from ot_dd.planning.programs import Slice, programs
+from ot_dd.planning.sizes import sizes_of
+from ot_dd.validation import validate
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -18,6 +24,21 @@ def test_code_on_the_page_runs(page):
     names: dict = {}  # A page reads from top to bottom.
     for block in blocks:
         exec(compile(block, page, "exec"), names)
+
+
+@pytest.mark.parametrize("size", [24, 32, 64])
+def test_the_config_on_the_page_fits_images_of_its_sizes(size):
+    page = (ROOT / "docs/configs.md").read_text()
+    block = re.search(r"```python\n(# configs/mine.py.*?)```", page, re.S)[1]
+    names: dict = {}
+    exec(compile(block, "docs/configs.md", "exec"), names)
+    config = names["get_config"]()
+    config.data.image_size = size
+    validate(config)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    sizes = sizes_of(config, images=1000, test=200, classes=5)
+    for program in programs(config, sizes, Slice("here", mesh, mesh, 1)):
+        assert program.trace().jaxpr.eqns, program.name
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,12 @@ Every source yields a *pool*: pixels or encoded files, and labels. Splitting and
 `max_per_class` work on the pool's indices, so only images that are kept get decoded.
 """
 
+import collections
 import contextlib
 import functools
 import gzip
 import io
+import logging
 import re
 import struct
 import zlib
@@ -65,6 +67,18 @@ class Dataset:
     test: Images
     class_names: tuple[str, ...]
     provenance: str
+
+    def facts(self) -> dict:
+        """Returns how much there is of what, for people to read."""
+        height, width, channels = self.train.images.shape[1:]
+        return {
+            "source": self.provenance,
+            "classes": len(self.class_names),
+            "train": len(self.train.labels),
+            "validation": len(self.validation.labels),
+            "test": len(self.test.labels),
+            "image": [height, width, channels],
+        }
 
 
 class _Encoded(NamedTuple):
@@ -588,17 +602,24 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        if path.is_dir() and not path.name.startswith(".")
+        if path.is_dir() and not path.name.startswith((".", "__MACOSX"))
     )
 
 
 def image_paths(folder: Path) -> list[Path]:
     """Returns the images below a class folder, but those of hidden files and folders."""
+    return [path for path in _visible_files(folder) if _is_image(path)]
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _visible_files(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+        if path.suffix and not any(p[0] == "." for p in path.relative_to(folder).parts)
     )
 
 
@@ -620,10 +641,12 @@ def _read_class_folders(root: Path) -> tuple[tuple[str, ...], Pool]:
             f"{root} has one folder, {folders[0].name}, which has folders in its turn; "
             f"did you mean image_folder:{folders[0]}?"
         )
-    images, labels = [], []
+    images, labels, others = [], [], collections.Counter()
     for label, folder in enumerate(folders):
         _check_name(folder)
-        files = image_paths(folder)
+        visible = _visible_files(folder)
+        files = [path for path in visible if _is_image(path)]
+        others.update(path.suffix for path in visible if not _is_image(path))
         if not files:
             raise ValueError(
                 f"class folder {folder} has no image ({', '.join(IMAGE_SUFFIXES)}); "
@@ -631,6 +654,11 @@ def _read_class_folders(root: Path) -> tuple[tuple[str, ...], Pool]:
             )
         images += [_Encoded(str(path), path) for path in files]
         labels += [label] * len(files)
+    if others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
+        logging.getLogger(__name__).warning(
+            "%s: files that are no images known here are left out: %s", root, kinds
+        )
     return tuple(folder.name for folder in folders), _encoded_pool(images, labels)
 
 

@@ -77,9 +77,10 @@ def _read_folders(directory, dataset):
         plain = str  # Names that differ in case or signs alone are taken as they are.
     classes = dataset.class_names
     if len(folders) != len(classes):
+        inner = directory / "distilled"
         raise ValueError(
             f"{directory} has {len(folders)} class folders, the config's data "
-            f"{len(classes)} classes"
+            f"{len(classes)} classes" + (f": is it {inner}?" if inner.is_dir() else "")
         )
     note = "folders in sorted order, none of them named like the classes"
     for theirs, ours in itertools.product((str, _without_number), repeat=2):

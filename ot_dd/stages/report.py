@@ -235,6 +235,13 @@ def _tiles(results: dict, rows: Sequence[Row]) -> list[Html]:
         if method.soft_label_bytes:
             text += f", and {_bytes(method.soft_label_bytes)} of soft labels"
         tile(_bytes(method.image_bytes), text)
+    if data := results.get("data"):
+        height, width, _ = data["image"]
+        tile(
+            f"{data['train']:,}",
+            f"training images of {data['classes']:,} classes, {height} x {width} pixels; "
+            f"accuracies are of {data['test']:,} test images",
+        )
     seconds = [s for s in (results.get("seconds") or {}).values() if s is not None]
     if seconds:
         longest = max(results["seconds"], key=lambda k: results["seconds"][k] or 0)
@@ -681,9 +688,12 @@ def _process(results: dict, figures: Figures) -> Html | None:
     for name, curve in (results.get("curves") or {}).items():
         blocks += _curve(name, curve)
     if results.get("teachers"):
-        blocks.append(_teachers(results["teachers"]))
+        blocks.append(_teachers(results["teachers"], results.get("label_teachers")))
     if results.get("autoencoder"):
-        rows = [(_words(k), _value(v)) for k, v in results["autoencoder"].items()]
+        rows = [
+            (_words(k), _percents(v) if "accuracy" in k else _value(v))
+            for k, v in results["autoencoder"].items()
+        ]
         blocks.append(draw.figure("Autoencoder", "", _pairs(rows)))
     seconds = {k: v for k, v in (results.get("seconds") or {}).items() if v is not None}
     if seconds:
@@ -703,7 +713,10 @@ def _process(results: dict, figures: Figures) -> Html | None:
         blocks.append(draw.figure("Arithmetic", caption, _pairs(rows)))
     if results.get("bytes"):
         rows = [(_words(k), _bytes(v)) for k, v in results["bytes"].items()]
-        blocks.append(draw.figure("Storage", "", _pairs(rows)))
+        caption = (
+            "Files as they lie on disk; elsewhere an image is a byte for each value."
+        )
+        blocks.append(draw.figure("Storage", caption, _pairs(rows)))
     if not blocks:
         return None
     return tag(
@@ -731,7 +744,7 @@ def _curve(name: str, curve: Mapping) -> list[Html]:
     return charts
 
 
-def _teachers(teachers: Sequence[Mapping]) -> Html:
+def _teachers(teachers: Sequence[Mapping], labelling: int | None) -> Html:
     def percent(value):
         return "" if value is None else f"{100 * value:.1f}"
 
@@ -748,7 +761,13 @@ def _teachers(teachers: Sequence[Mapping]) -> Html:
     table = tag(
         "table", tag("thead", tag("tr", *heads)), tag("tbody", *body), class_="plain"
     )
-    return draw.figure("Teachers of the soft labels", "", table)
+    caption = ""
+    if labelling and labelling < len(teachers):
+        caption = (
+            f"The first {'one writes' if labelling == 1 else f'{labelling} write'} "
+        )
+        caption += "the method's labels."
+    return draw.figure("Teachers of the soft labels", caption, table)
 
 
 def _provenance(results: dict) -> Html:
@@ -782,6 +801,10 @@ def _flatten(tree: Mapping, prefix: str = ""):
 
 def _words(name) -> str:
     return str(name).replace("_", " ")
+
+
+def _percents(shares: Mapping) -> str:
+    return ", ".join(f"{_words(k)} {100 * v:.1f} %" for k, v in shares.items())
 
 
 def _value(value) -> str:

@@ -72,6 +72,7 @@ def write_results(
         "command": command(),
         "versions": versions(),
         "config": to_dict(config),
+        "data": prepared.dataset.facts(),
         "records": study.records,
         "sets": {
             name: {
@@ -152,12 +153,20 @@ def full_data(config, teachers: list[dict]) -> dict | None:
     return None
 
 
+# What people call that whose names in a work directory begin so.
+_STAGES = {
+    "label": "distances", "transport": "distances", "test": "distances",
+    "latent": "latents", "student": "students",
+}  # fmt: skip
+
+
 def by_stage(numbers: dict[str, float]) -> dict[str, float]:
     """Sums a work directory's numbers by the first word of each name; one of teachers."""
     stages: dict[str, float] = {}
     for name, value in numbers.items():
         stage = name.split("-")[0]
         stage = "teachers" if stage.startswith("teacher") else stage
+        stage = _STAGES.get(stage, stage)
         stages[stage] = stages.get(stage, 0.0) + value
     return {stage: round(total, 1) for stage, total in stages.items()}
 

@@ -21,6 +21,14 @@ from ot_dd.workdir import WorkDir
 
 # Seconds of training that a student may lose; it is saved after an evaluation only.
 _SAVE_EVERY = 60.0
+_SHOW_AFTER = 10.0  # Seconds after which its progress is worth a line.
+
+# What only soft labels heed.
+_OF_SOFT_LABELS = {
+    "ce_weight": 0.0, "mse_weight": 0.0, "ot_weight": 0.0, "kl_weight": 0.0,
+    "kl_temperature": 1.0, "temperature": 1.0, "epsilon": 1.0, "num_iters": 1,
+    "plan": "identity",
+}  # fmt: skip
 
 
 def recipe_of(config, labels: str, **changes) -> Recipe:
@@ -28,6 +36,8 @@ def recipe_of(config, labels: str, **changes) -> Recipe:
     settings = options(config.student)
     fields = {name: settings[name] for name in Recipe._fields if name in settings}
     fields["decays"] = tuple(map(tuple, fields["decays"]))
+    if labels == "hard":  # A change of what they do not heed trains no student anew.
+        fields |= _OF_SOFT_LABELS
     augment = augment_config(config.data.augment)
     if settings["dsa"] and labels == "hard":
         kinds = data.DSA().kinds
@@ -211,14 +221,15 @@ class _Saved:
         step = int(progress.state.step)
         ended = self._metrics.stop.is_set() or self._asks and told_to_end()
         now = time.monotonic()
+        if now - self._began >= _SHOW_AFTER:
+            self._metrics.progress(self._name, step, self._steps)
+            self._shown = True
         if not ended and now - self._last < _SAVE_EVERY:
             return
         self._part.save((progress, np.float64(self._seconds())))
         self._last = now
         if ended:
             raise Stopped(f"{self._name}, step {step}, which is saved")
-        self._metrics.progress(self._name, step, self._steps)
-        self._shown = True
 
     def finish(self) -> float:
         """Ends the progress, and returns the seconds of training in all runs."""

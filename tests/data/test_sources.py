@@ -343,6 +343,19 @@ def test_hidden_folders_hold_no_images(tmp_path):
     assert len(_rows(dataset.train, dataset.validation, dataset.test)) == 11
 
 
+def test_files_that_are_left_out_are_named(tmp_path, caplog):
+    _class_folders(tmp_path)
+    (tmp_path / "__MACOSX" / "class_0").mkdir(parents=True)
+    data.load(f"image_folder:{tmp_path}")
+    assert not caplog.messages
+    for name in ("a.heic", "b.heic", "Thumbs.db", ".DS_Store"):
+        (tmp_path / "class_0" / name).touch()
+    dataset = data.load(f"image_folder:{tmp_path}")
+    assert len(_rows(dataset.train, dataset.validation, dataset.test)) == 11
+    (said,) = caplog.messages
+    assert said.endswith("known here are left out: 2 .heic, 1 .db")
+
+
 def test_grey_and_colour_files(tmp_path):
     _class_folders(tmp_path, (4, 4), mode="L")
     assert data.load(f"image_folder:{tmp_path}").train.images.shape[-1] == 1
