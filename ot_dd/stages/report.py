@@ -86,14 +86,7 @@ def print_table(
       against: what differences are from.
     """
     shown = against if len(against) <= 10 else "ref."
-    table = Table(
-        title=f"{split} accuracy, mean ± deviation of sets / of students of a set; "
-        f"differences from {against} ± half of their 95 % interval; W: transport to "
-        "unseen images, lower is closer",
-        title_justify="left",
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
-    )
+    table = Table(title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     # Names wrap, numbers do not; together they mostly fit in 80 columns.
     table.add_column("set", overflow="fold", min_width=11)
     for name in ("hard", f"vs {shown}", "soft", f"vs {shown}", "W"):
@@ -124,6 +117,16 @@ def print_table(
         distance = "" if row.transport is None else f"{row.transport:.3g}"
         name = Text(row.title, style="bold" if _is_method(row) else "")
         table.add_row(name, *cells, Text(distance))
+    # A column in which nothing stands is left out.
+    names, *numbers = table.columns
+    table.columns = [names, *(c for c in numbers if any(map(str, c.cells)))]
+    heads = [column.header for column in table.columns]
+    explained = [f"{split} accuracy, mean ± deviation of sets / of students of a set"]
+    if f"vs {shown}" in heads:
+        explained.append(f"differences from {against} ± half of their 95 % interval")
+    if "W" in heads:
+        explained.append("W: transport to unseen images, lower is closer")
+    table.title = "; ".join(explained)
     for column in table.columns[1:]:
         column.min_width = max(
             len(str(cell)) for cell in (column.header, *column.cells)

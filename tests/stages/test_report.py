@@ -448,6 +448,15 @@ def test_names_stay_where_numbers_are_wide():
     assert any(line.strip().startswith("theirs ") for line in lines)
 
 
+def test_columns_without_a_number_are_left_out():
+    records = [record("theirs", 0.9), record("theirs", 0.8, set_seed=1)]
+    console = Console(file=io.StringIO(), width=100)
+    report.print_table(summary.summarise(records), console)
+    text = console.file.getvalue()
+    assert "hard" in text and "85.0" in text
+    assert not re.search(r"soft|vs random|W\b|differences", text)
+
+
 def test_page_is_standalone_and_complete(tmp_path):
     path = report.write_report(tmp_path / "run", make_results(), make_figures())
     assert path == tmp_path / "run" / "report.html"
