@@ -120,7 +120,9 @@ def _line_of_config(error) -> str:
         meant = re.search(r"Did you mean .*\?", what)
         what = f"the config has no field {locked[1]!r}"
         what += f". {meant[0]}" if meant else ""
-    return f"{own[-1][0]}, line {own[-1][1]}: {what}"
+    file = own[0][0]  # Whatever it calls, and fails in.
+    line = [at[1] for at in own if at[0] == file][-1]
+    return f"{file}, line {line}: {what}"
 
 
 def quiet() -> None:

@@ -70,6 +70,7 @@ def get_config(arg=None):
         (_MINE.format("config.ipc = 'a'"), "line 4: Could not override field 'ipc'"),
         (_MINE.format("config.ipc = 5 +"), "line 4: invalid syntax"),
         (_MINE.format("config.ipc = five"), "line 4: name 'five' is not defined"),
+        (_MINE.format("import statistics; statistics.mean([])"), "line 4: mean requires"),
         (_MINE.format("import nothing_here"), "line 4: No module named 'nothing_here'"),
         ("def get(): pass", "--config: the file has no function get_config"),
         ("def get_config(): pass", "get_config() takes 0 positional arguments but 1 was"),
