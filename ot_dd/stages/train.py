@@ -16,7 +16,13 @@ from ot_dd.parallel import barrier, mesh_for, place, side_by_side, told_to_end
 from ot_dd.stages.artifacts import ImageSet, Prepared
 from ot_dd.stages.networks import augment_config
 from ot_dd.stages.relabel import SoftLabels
-from ot_dd.training.students import Progress, Recipe, train_student, training_flops
+from ot_dd.training.students import (
+    Curve,
+    Progress,
+    Recipe,
+    train_student,
+    training_flops,
+)
 from ot_dd.workdir import WorkDir
 
 # Seconds of training that a student may lose; it is saved after an evaluation only.
@@ -140,13 +146,8 @@ def train(
                 strategy=config.parallel.strategy,
                 saved=saved,
             )
+            seconds = saved.finish(curve)
             scores = np.asarray(curve.accuracy, np.float64)
-            seconds = saved.finish()
-            if not np.isfinite(np.asarray(curve.loss)).all():
-                raise FloatingPointError(
-                    f"student of {image_set.name} ({recipe.labels}): the loss is not "
-                    "finite; lower student.learning_rate"
-                )
             return {
                 "set": image_set.name,
                 "labels": recipe.labels,
@@ -218,6 +219,7 @@ class _Saved:
         return found[0]
 
     def save(self, progress: Progress) -> None:
+        self._check(progress.curve)
         step = int(progress.state.step)
         ended = self._metrics.stop.is_set() or self._asks and told_to_end()
         now = time.monotonic()
@@ -231,11 +233,18 @@ class _Saved:
         if ended:
             raise Stopped(f"{self._name}, step {step}, which is saved")
 
-    def finish(self) -> float:
+    def finish(self, curve: Curve) -> float:
         """Ends the progress, and returns the seconds of training in all runs."""
+        self._check(curve)
         if self._shown:
             self._metrics.progress(self._name, self._steps, self._steps)
         return self._seconds()
+
+    def _check(self, curve):
+        if not np.isfinite(np.asarray(curve.loss)).all():
+            raise FloatingPointError(
+                f"{self._name}: the loss is not finite; lower student.learning_rate"
+            )
 
     def _seconds(self) -> float:
         return self._before + time.monotonic() - self._began

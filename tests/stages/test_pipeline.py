@@ -203,6 +203,17 @@ def test_a_student_goes_on_from_its_last_evaluation(first, tmp_path, monkeypatch
     assert not list(copy.glob("cache/*.part.npz"))
 
 
+def test_a_student_whose_loss_is_not_finite_is_named_at_once(first, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(first[0], copy)
+    changed = config()
+    changed.student.learning_rate, changed.student.evaluations = 1e30, 6
+    before = set(copy.glob("cache/student-*"))
+    with pytest.raises(FloatingPointError, match="student 0 of .* loss is not finite"):
+        run(changed, copy, ("train",))
+    assert set(copy.glob("cache/student-*")) == before
+
+
 def test_a_smaller_set_leaves_nothing_of_a_larger_one(first, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(first[0], copy)
