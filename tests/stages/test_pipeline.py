@@ -69,7 +69,7 @@ def test_the_distilled_set(first):
         assert views["logits"].dtype == np.float16
         assert views["crop"].shape == (*views["logits"].shape[:3], 4)
     page = (Path(__file__).parents[2] / "docs" / "configs.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    *_, code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     found: dict = {}
     exec(code.replace("out/digits", str(workdir)), found)  # the page shows a replay
     assert found["seen"].shape == (10, 8, 8, 1) and found["target"].shape == (10, 10)
