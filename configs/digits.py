@@ -33,6 +33,7 @@ def get_config(arg=None):
         mlp=dict(),
     )
     config.teachers.steps, config.teachers.learning_rate = 200, 3e-3
+    config.lia.teachers_by_ipc = ((1, 1), (10, 2), (50, 4))
     config.sampler.num_steps = 20
     for term in ("influence", "deviation", "transport"):
         config.guidance[term].window = (10, 19)
