@@ -1,4 +1,7 @@
-"""Checks what `make distill` left: complete, and the method beats random images."""
+"""Checks what `make distill` left: complete, and the method beats random images.
+
+The config is also that of the figures in README.
+"""
 
 import json
 import sys
@@ -10,6 +13,8 @@ from ot_dd.stages.summary import headline
 work = Path(sys.argv[1])
 results = json.loads((work / "results.json").read_text())
 images, labels, description = load_distilled(work / "distilled")
+published = json.loads(Path("docs/results/digits.json").read_text())
+assert results["config"] == published["config"], "digits.json is of another config"
 assert (work / "report.html").stat().st_size > 50_000
 assert len(images) == 10 * description["ipc"] == len(labels)
 
