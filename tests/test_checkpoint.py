@@ -17,6 +17,7 @@ import pytest
 
 from ot_dd.checkpoint import Checkpoints, write_atomic
 from ot_dd.training import make_state, restore
+from ot_dd.workdir import Unfinished
 
 
 def _tree(value):
@@ -180,3 +181,21 @@ def test_imports_leave_the_process_as_it_was():
         "assert not {'ott', 'sklearn', 'tensorflow', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_an_unfinished_tree_is_taken_for_what_it_is_alone(tmp_path):
+    part = Unfinished(tmp_path / "cache" / "student.part.npz")
+    assert part.restore({}) is None
+    narrow = jnp.arange(3, dtype=jnp.bfloat16)
+    part.save({"bias": narrow, "steps": (jnp.int32(7),)})
+    like = jax.ShapeDtypeStruct((3,), jnp.bfloat16)
+    steps = (jax.ShapeDtypeStruct((), jnp.int32),)
+    found = part.restore({"bias": like, "steps": steps})
+    assert found["bias"].dtype == jnp.bfloat16 and found["bias"].tolist() == [0, 1, 2]
+    assert found["steps"][0] == 7 and found["steps"][0].dtype == np.int32
+    assert part.restore({"scale": like, "steps": steps}) is None  # Another name.
+    longer = jax.ShapeDtypeStruct((4,), jnp.bfloat16)
+    assert part.restore({"bias": longer, "steps": steps}) is None
+    part.delete()
+    part.delete()
+    assert not list((tmp_path / "cache").iterdir())
