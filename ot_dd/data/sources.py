@@ -646,7 +646,8 @@ def _read_class_folders(root: Path) -> tuple[tuple[str, ...], Pool]:
         _check_name(folder)
         visible = _visible_files(folder)
         files = [path for path in visible if _is_image(path)]
-        others.update(path.suffix for path in visible if not _is_image(path))
+        left_out = (path for path in visible if not _is_image(path) and path.is_file())
+        others.update(path.suffix for path in left_out)
         if not files:
             raise ValueError(
                 f"class folder {folder} has no image ({', '.join(IMAGE_SUFFIXES)}); "

@@ -155,7 +155,8 @@ def train_student(
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         arrays = _placed(mesh, *arrays)
         if mesh is None:  # Once, and held there, as what each call returns is.
-            device = jax.local_devices()[0]
+            with jax.ensure_compile_time_eval():
+                device = jnp.zeros(()).device  # `jax.default_device`, where it is set.
             arrays = jax.device_put(arrays, device)
         done, progress = 0, None
         if saved is not None:

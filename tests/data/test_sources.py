@@ -346,6 +346,7 @@ def test_hidden_folders_hold_no_images(tmp_path):
 def test_files_that_are_left_out_are_named(tmp_path, caplog):
     _class_folders(tmp_path)
     (tmp_path / "__MACOSX" / "class_0").mkdir(parents=True)
+    (tmp_path / "class_0" / "v1.2").mkdir()
     data.load(f"image_folder:{tmp_path}")
     assert not caplog.messages
     for name in ("a.heic", "b.heic", "Thumbs.db", ".DS_Store"):
